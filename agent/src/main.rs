@@ -1,0 +1,2 @@
+//! podflame
+fn main() {}
