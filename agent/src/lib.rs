@@ -5,5 +5,8 @@
 //! commands wire them.
 
 pub mod account;
+pub mod aggregate;
+pub mod decode;
 pub mod event;
+pub mod kernel;
 pub mod profile;

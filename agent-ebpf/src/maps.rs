@@ -1,0 +1,91 @@
+//! The maps. All are bounded; none is pinned, so they go with the agent.
+
+use aya_ebpf::{
+    btf_maps::SkStorage,
+    macros::{btf_map, map},
+    maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf},
+};
+use podflame_wire::{Control, Counters, FaultRecord, MAX_FRAMES, Probe, RetransmitRecord, SampleRecord, Task};
+
+/// Room for the frames of a record: two stacks, and up to the next power of two so that an index
+/// can be masked instead of checked.
+pub(crate) const FRAMES: usize = (2 * MAX_FRAMES).next_power_of_two();
+
+/// Words of the window through which a user stack is read.
+pub(crate) const WINDOW: usize = 128;
+
+/// A record while it is put together. Too large for the 512 bytes of a BPF stack.
+#[repr(C)]
+pub(crate) struct Scratch<R> {
+    /// The fixed part.
+    pub(crate) record: R,
+    /// The frames, right behind it.
+    pub(crate) frames: [u64; FRAMES],
+    /// What is being read of the user stack.
+    pub(crate) window: [u64; WINDOW],
+}
+
+/// What is kept with a socket that has retransmitted: who sent last, and from where.
+#[repr(C)]
+pub(crate) struct Sender {
+    /// Odd while it is written; a reader that sees two values takes nothing.
+    pub(crate) version: u32,
+    /// How many frames there are.
+    pub(crate) frames: u16,
+    /// A `StackEnd`.
+    pub(crate) end: u8,
+    /// Zero.
+    pub(crate) pad: u8,
+    /// When it was taken, `CLOCK_MONOTONIC` in nanoseconds. 0: never.
+    pub(crate) time_ns: u64,
+    /// Who sent.
+    pub(crate) task: Task,
+    /// The user stack, innermost frame first.
+    pub(crate) stack: [u64; MAX_FRAMES + 1],
+}
+
+/// Records on their way to the agent. The agent sets the size by the number of CPUs.
+#[map]
+pub(crate) static EVENTS: RingBuf = RingBuf::with_byte_size(1 << 20, 0);
+
+/// What each program counted, by `Probe`.
+#[map]
+pub(crate) static COUNTERS: PerCpuArray<Counters> =
+    PerCpuArray::with_max_entries(Probe::ALL.len() as u32, 0);
+
+/// What the agent changes while the programs run.
+#[map]
+pub(crate) static CONTROL: Array<Control> = Array::with_max_entries(1, 0);
+
+/// The cgroups that are stored when `Control::only_cgroups` is set.
+#[map]
+pub(crate) static CGROUPS: HashMap<u64, u8> = HashMap::with_max_entries(16384, 0);
+
+/// Processes whose first record has woken the agent. An evicted one wakes it once more.
+#[map]
+pub(crate) static SEEN: LruHashMap<u32, u64> = LruHashMap::with_max_entries(8192, 0);
+
+/// Sender stacks of sockets that have retransmitted; freed with the socket.
+#[btf_map]
+pub(crate) static SENDERS: SkStorage<Sender> = SkStorage::new();
+
+// One scratch for programs that cannot interrupt each other on a CPU. `perf_event` programs exclude
+// one another (`bpf_prog_active` in `kernel/events/core.c`), retransmits run with bottom halves off,
+// and a program never interrupts itself (`prog->active` in `kernel/trace/bpf_trace.c`).
+
+/// For on-CPU samples.
+#[map]
+pub(crate) static ON_CPU_SCRATCH: PerCpuArray<Scratch<SampleRecord>> = PerCpuArray::with_max_entries(1, 0);
+
+/// For page faults.
+#[map]
+pub(crate) static FAULT_SCRATCH: PerCpuArray<Scratch<FaultRecord>> = PerCpuArray::with_max_entries(1, 0);
+
+/// For retransmits.
+#[map]
+pub(crate) static RETRANSMIT_SCRATCH: PerCpuArray<Scratch<RetransmitRecord>> =
+    PerCpuArray::with_max_entries(1, 0);
+
+/// For senders: only its window is used, the frames go to the socket.
+#[map]
+pub(crate) static SENDER_SCRATCH: PerCpuArray<Scratch<SampleRecord>> = PerCpuArray::with_max_entries(1, 0);

@@ -1,0 +1,368 @@
+//! TCP retransmits, charged to the socket's owner and to the stack that sent the data.
+//!
+//! A retransmit runs wherever a timer or an acknowledgement is handled, so the running task says
+//! nothing. The owner is the socket's cgroup. The first retransmit arms the socket: from then on
+//! `sock_send_length`, which runs in the sender's own context, keeps the sender's stack in the
+//! socket's storage. A socket that never lost anything pays a look-up and nothing more.
+
+use core::ptr;
+
+use aya_ebpf::{
+    bindings::BPF_SK_STORAGE_GET_F_CREATE,
+    helpers::generated::{bpf_ktime_get_ns, bpf_sk_storage_get, bpf_skc_to_tcp_sock},
+    macros::btf_tracepoint,
+    programs::BtfTracePointContext,
+};
+use aya_log_ebpf::warn;
+use podflame_wire::{
+    COMM_LEN, Cause, Drop, MAX_FRAMES, Probe, RetransmitRecord, SENDER_INTERVAL_NS, StackEnd, Task,
+};
+
+use crate::{
+    fields::*,
+    maps::{FRAMES, RETRANSMIT_SCRATCH, SENDER_SCRATCH, SENDERS, Sender},
+    record::{Facts, Run},
+    stack::Walk,
+    task,
+};
+
+/// `AF_INET6` of `include/linux/socket.h`; any other family here is `AF_INET`.
+const AF_INET6: u16 = 10;
+/// `TCP_SYN_SENT` of `include/net/tcp_states.h`.
+const TCP_SYN_SENT: u8 = 2;
+/// `TCP_SYN_RECV` of `include/net/tcp_states.h`: a SYN-ACK that was not answered.
+const TCP_SYN_RECV: u8 = 3;
+/// `TCP_CA_Recovery` of `enum tcp_ca_state`, `include/uapi/linux/tcp.h`.
+const TCP_CA_RECOVERY: u8 = 3;
+/// `TCP_CA_Loss` of the same.
+const TCP_CA_LOSS: u8 = 4;
+/// The low five bits of the byte that holds `icsk_ca_state` (`include/net/inet_connection_sock.h`).
+const CA_STATE_MASK: u8 = 0x1f;
+
+/// The sender of a segment while none is known.
+const NOBODY: Task = Task { pid: 0, tid: 0, start_ns: 0, comm: [0; COMM_LEN] };
+
+/// A segment is sent again: arguments are the socket and the buffer (`include/trace/events/tcp.h`).
+#[btf_tracepoint(function = "tcp_retransmit_skb")]
+pub(crate) fn retransmit(ctx: BtfTracePointContext) -> i32 {
+    let Some(run) = Run::start(Probe::Retransmit) else { return 0 };
+    let sk: *const u8 = ctx.arg(0);
+    let skb: *const u8 = ctx.arg(1);
+    let Some(scratch) = RETRANSMIT_SCRATCH.get_ptr_mut(0) else {
+        run.dropped(Drop::NoMemory);
+        return 0;
+    };
+    // SAFETY: the scratch is this CPU's; `sk` and `skb` are typed pointers, and each offset is of
+    // the type it is used with.
+    unsafe {
+        let scratch = &mut *scratch;
+        let cgroup_id = owner(sk);
+        let mut sent = Sent { task: NOBODY, age_ns: 0, frames: 0, end: StackEnd::None };
+        let storage = storage(sk, BPF_SK_STORAGE_GET_F_CREATE as u64);
+        if !storage.is_null() {
+            sent = sender(storage, &mut scratch.frames);
+        }
+        if !run.wanted(cgroup_id, sent.task.pid) {
+            run.filtered();
+            return 0;
+        }
+        let record = &mut scratch.record;
+        endpoints(sk, record, &SOCKET);
+        record.netns = netns(sk);
+        record.state = read(sk, &SOCK_STATE).unwrap_or(0);
+        tcp(sk, record);
+        record.sender_age_ns = sent.age_ns;
+        record.segments = segments(skb);
+        let facts = Facts { cgroup_id, weight: record.segments as u64, task: sent.task };
+        record.header =
+            run.header(facts, size_of::<RetransmitRecord>(), 0, sent.frames, sent.end);
+        let start = ptr::from_ref(record).cast();
+        if run.send::<{ size_of::<RetransmitRecord>() }>(start, &record.header) == Err(0) {
+            warn!(&ctx, "the ring buffer is full: retransmits are being dropped and counted");
+        }
+    }
+    0
+}
+
+/// A SYN-ACK is sent again: arguments are the listening socket and the request.
+#[btf_tracepoint(function = "tcp_retransmit_synack")]
+pub(crate) fn synack(ctx: BtfTracePointContext) -> i32 {
+    let Some(run) = Run::start(Probe::SynAck) else { return 0 };
+    let sk: *const u8 = ctx.arg(0);
+    let request: *const u8 = ctx.arg(1);
+    let Some(scratch) = RETRANSMIT_SCRATCH.get_ptr_mut(0) else {
+        run.dropped(Drop::NoMemory);
+        return 0;
+    };
+    // SAFETY: as in `retransmit`.
+    unsafe {
+        let record = &mut (*scratch).record;
+        let cgroup_id = owner(sk);
+        if !run.wanted(cgroup_id, 0) {
+            run.filtered();
+            return 0;
+        }
+        endpoints(request, record, &REQUEST);
+        record.netns = netns(sk);
+        record.state = TCP_SYN_RECV;
+        record.cause = Cause::SynAck as u8;
+        record.srtt_us = 0;
+        record.cwnd = 0;
+        record.sender_age_ns = 0;
+        record.segments = 1;
+        let facts = Facts { cgroup_id, weight: 1, task: NOBODY };
+        record.header = run.header(facts, size_of::<RetransmitRecord>(), 0, 0, StackEnd::None);
+        let start = ptr::from_ref(record).cast();
+        if run.send::<{ size_of::<RetransmitRecord>() }>(start, &record.header) == Err(0) {
+            warn!(&ctx, "the ring buffer is full: retransmits are being dropped and counted");
+        }
+    }
+    0
+}
+
+/// A task sent on a socket: keeps its stack if the socket is armed and the last one is old.
+#[btf_tracepoint(function = "sock_send_length")]
+pub(crate) fn sender_stack(ctx: BtfTracePointContext) -> i32 {
+    let Some(run) = Run::start(Probe::Sender) else { return 0 };
+    let sk: *const u8 = ctx.arg(0);
+    // SAFETY: `sk` is a typed pointer; the storage is read and written as its version demands.
+    unsafe {
+        let storage = storage(sk, 0);
+        if storage.is_null() {
+            run.filtered();
+            return 0;
+        }
+        let storage = &mut *storage;
+        let now = bpf_ktime_get_ns();
+        if now - storage.time_ns < SENDER_INTERVAL_NS {
+            run.filtered();
+            return 0;
+        }
+        let (Some(scratch), Some(regs)) = (SENDER_SCRATCH.get_ptr_mut(0), task::user_registers())
+        else {
+            run.filtered();
+            return 0;
+        };
+        let version = &raw mut storage.version;
+        let before = version.read_volatile();
+        if before % 2 != 0 {
+            // Another thread is writing; its stack is as good.
+            run.filtered();
+            return 0;
+        }
+        version.write_volatile(before + 1);
+        storage.task = task::current();
+        let (frames, end) =
+            Walk::new(&mut (*scratch).window).run(&regs, &mut storage.stack, 0);
+        storage.frames = frames as u16;
+        storage.end = end as u8;
+        storage.time_ns = now;
+        version.write_volatile(before + 2);
+        run.kept(end);
+    }
+    0
+}
+
+/// Who sent on a socket.
+struct Sent {
+    task: Task,
+    age_ns: u64,
+    frames: usize,
+    end: StackEnd,
+}
+
+/// The socket's storage, or null.
+///
+/// # Safety
+///
+/// `sk` must be a typed pointer to a socket.
+#[inline(always)]
+unsafe fn storage(sk: *const u8, flags: u64) -> *mut Sender {
+    // SAFETY: the caller's promise; a new storage is zeroed.
+    unsafe {
+        bpf_sk_storage_get((&raw const SENDERS).cast_mut().cast(), sk.cast_mut().cast(), ptr::null_mut(), flags)
+            .cast()
+    }
+}
+
+/// Copies the sender's stack to `frames`. If it is written meanwhile, nothing is known of it.
+///
+/// # Safety
+///
+/// `storage` must be a socket's storage.
+#[inline(always)]
+unsafe fn sender(storage: *const Sender, frames: &mut [u64; FRAMES]) -> Sent {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let version = &raw const (*storage).version;
+        let before = version.read_volatile();
+        let time_ns = (*storage).time_ns;
+        let nobody = Sent { task: NOBODY, age_ns: 0, frames: 0, end: StackEnd::None };
+        if time_ns == 0 {
+            return nobody;
+        }
+        let task = (*storage).task;
+        let count = (*storage).frames as usize;
+        let end = StackEnd::from_number((*storage).end).unwrap_or(StackEnd::None);
+        let mut index = 0;
+        while index < MAX_FRAMES && index < count {
+            frames[index & (FRAMES - 1)] = (*storage).stack[index & MAX_FRAMES];
+            index += 1;
+        }
+        if before % 2 != 0 || version.read_volatile() != before {
+            return Sent { end: StackEnd::Torn, ..nobody };
+        }
+        Sent { task, age_ns: bpf_ktime_get_ns() - time_ns, frames: index, end }
+    }
+}
+
+/// ID of the cgroup that owns a socket, 0 if this kernel hides it.
+///
+/// # Safety
+///
+/// `sk` must be a typed pointer to a socket.
+#[inline(always)]
+unsafe fn owner(sk: *const u8) -> u64 {
+    // SAFETY: each pointer is of the type that the next offset is for.
+    unsafe {
+        let Some(cgroup) = read::<*const u8>(sk, &SOCK_CGROUP) else { return 0 };
+        let Some(node) = read::<*const u8>(cgroup, &CGROUP_KN) else { return 0 };
+        read(node, &KERNFS_NODE_ID).unwrap_or(0)
+    }
+}
+
+/// Inode number of a socket's network namespace, 0 if unknown.
+///
+/// # Safety
+///
+/// `sk` must be a typed pointer to a socket.
+#[inline(always)]
+unsafe fn netns(sk: *const u8) -> u32 {
+    // SAFETY: as in `owner`.
+    unsafe {
+        let Some(net) = read::<*const u8>(sk, &SOCK_NET) else { return 0 };
+        read(net, &NET_INUM).unwrap_or(0)
+    }
+}
+
+/// Segments in a buffer that is being sent again, at least 1.
+///
+/// # Safety
+///
+/// `skb` must be a typed pointer to a buffer of TCP.
+#[inline(always)]
+unsafe fn segments(skb: *const u8) -> u32 {
+    let (cb, field) = (SKB_CB.load(), TCP_CB_SEGMENTS.load());
+    if cb == podflame_wire::field::ABSENT || field == podflame_wire::field::ABSENT {
+        return 1;
+    }
+    // SAFETY: the caller's promise; the control block holds a `tcp_skb_cb`.
+    let segments = unsafe { skb.add((cb + field) as usize).cast::<u16>().read_volatile() };
+    if segments == 0 { 1 } else { segments as u32 }
+}
+
+/// The offsets of the addresses of one kind of object.
+struct Endpoints {
+    family: &'static aya_ebpf::Global<u32>,
+    ports: [&'static aya_ebpf::Global<u32>; 2],
+    v4: [&'static aya_ebpf::Global<u32>; 2],
+    v6: [&'static aya_ebpf::Global<u32>; 2],
+}
+
+const SOCKET: Endpoints = Endpoints {
+    family: &SOCK_FAMILY,
+    ports: [&SOCK_LOCAL_PORT, &SOCK_REMOTE_PORT],
+    v4: [&SOCK_LOCAL_V4, &SOCK_REMOTE_V4],
+    v6: [&SOCK_LOCAL_V6, &SOCK_REMOTE_V6],
+};
+
+const REQUEST: Endpoints = Endpoints {
+    family: &REQ_FAMILY,
+    ports: [&REQ_LOCAL_PORT, &REQ_REMOTE_PORT],
+    v4: [&REQ_LOCAL_V4, &REQ_REMOTE_V4],
+    v6: [&REQ_LOCAL_V6, &REQ_REMOTE_V6],
+};
+
+/// Fills in family, addresses and ports.
+///
+/// # Safety
+///
+/// `object` must be a typed pointer of the kind that `at` is for.
+#[inline(always)]
+unsafe fn endpoints(object: *const u8, record: &mut RetransmitRecord, at: &Endpoints) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        record.family = read(object, at.family).unwrap_or(0);
+        record.local_port = read(object, at.ports[0]).unwrap_or(0);
+        record.remote_port = u16::from_be(read(object, at.ports[1]).unwrap_or(0));
+        if record.family == AF_INET6 {
+            record.local = words(object, at.v6[0]);
+            record.remote = words(object, at.v6[1]);
+        } else {
+            record.local = word(read(object, at.v4[0]).unwrap_or(0));
+            record.remote = word(read(object, at.v4[1]).unwrap_or(0));
+        }
+    }
+}
+
+/// An IPv4 address in the room of an IPv6 one.
+#[inline(always)]
+fn word(address: u32) -> [u8; 16] {
+    let a = address.to_ne_bytes();
+    [a[0], a[1], a[2], a[3], 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]
+}
+
+/// An IPv6 address, read as four words: that is how BTF has it (`in6_addr.s6_addr32`).
+///
+/// # Safety
+///
+/// As for `endpoints`.
+#[inline(always)]
+unsafe fn words(object: *const u8, field: &aya_ebpf::Global<u32>) -> [u8; 16] {
+    let offset = field.load();
+    if offset == podflame_wire::field::ABSENT {
+        return [0; 16];
+    }
+    // SAFETY: the caller's promise.
+    unsafe {
+        let at = object.add(offset as usize).cast::<u32>();
+        let all = [
+            at.read_volatile(),
+            at.add(1).read_volatile(),
+            at.add(2).read_volatile(),
+            at.add(3).read_volatile(),
+        ];
+        core::mem::transmute::<[u32; 4], [u8; 16]>(all)
+    }
+}
+
+/// Fills in what only a full TCP socket knows: the cause, the round-trip time and the window.
+///
+/// # Safety
+///
+/// `sk` must be a typed pointer to a socket.
+#[inline(always)]
+unsafe fn tcp(sk: *const u8, record: &mut RetransmitRecord) {
+    // SAFETY: the helper checks the socket and returns a typed pointer or null.
+    unsafe {
+        let tp = bpf_skc_to_tcp_sock(sk.cast_mut().cast()).cast::<u8>().cast_const();
+        if tp.is_null() {
+            record.cause = Cause::Unknown as u8;
+            record.srtt_us = 0;
+            record.cwnd = 0;
+            return;
+        }
+        // `srtt_us` is kept eight times as large (`include/linux/tcp.h`).
+        record.srtt_us = read::<u32>(tp, &TCP_SRTT).unwrap_or(0) >> 3;
+        record.cwnd = read(tp, &TCP_CWND).unwrap_or(0);
+        record.cause = match read::<u8>(tp, &TCP_CA_STATE).map(|state| state & CA_STATE_MASK) {
+            _ if record.state == TCP_SYN_SENT => Cause::Syn as u8,
+            Some(TCP_CA_LOSS) => Cause::Timeout as u8,
+            Some(TCP_CA_RECOVERY) => Cause::Fast as u8,
+            // Outside recovery and loss, only a tail loss probe sends old data again
+            // (`tcp_send_loss_probe` in `net/ipv4/tcp_output.c`).
+            Some(_) => Cause::TailLossProbe as u8,
+            None => Cause::Unknown as u8,
+        };
+    }
+}

@@ -1,0 +1,89 @@
+//! The running task: who it is, and its registers in user space.
+
+use aya_ebpf::{
+    EbpfContext,
+    bindings::pt_regs,
+    helpers::{
+        bpf_get_current_comm, bpf_get_current_pid_tgid,
+        generated::{bpf_get_current_task_btf, bpf_task_pt_regs},
+    },
+};
+use podflame_wire::{COMM_LEN, Task};
+
+use crate::fields::{TASK_FLAGS, TASK_GROUP_LEADER, TASK_START_BOOTTIME, read};
+
+/// `PF_KTHREAD` of `include/linux/sched.h`: a thread without a user space.
+const PF_KTHREAD: u32 = 0x0020_0000;
+
+/// Where a walk over a user stack starts.
+#[derive(Clone, Copy)]
+pub(crate) struct Registers {
+    /// Instruction pointer.
+    pub(crate) ip: u64,
+    /// Stack pointer.
+    pub(crate) sp: u64,
+    /// Frame pointer.
+    pub(crate) fp: u64,
+}
+
+impl Registers {
+    /// # Safety
+    ///
+    /// `regs` must be a pointer to registers that the verifier lets this program read.
+    #[inline(always)]
+    pub(crate) unsafe fn from_raw(regs: *const pt_regs) -> Self {
+        // SAFETY: the caller's promise.
+        unsafe { Self { ip: (*regs).rip, sp: (*regs).rsp, fp: (*regs).rbp } }
+    }
+}
+
+/// The running task.
+#[inline(always)]
+pub(crate) fn current() -> Task {
+    let ids = bpf_get_current_pid_tgid();
+    Task {
+        pid: (ids >> 32) as u32,
+        tid: ids as u32,
+        start_ns: start_time(),
+        comm: bpf_get_current_comm().unwrap_or([0; COMM_LEN]),
+    }
+}
+
+/// Start of the running thread group in nanoseconds of `CLOCK_BOOTTIME`, 0 if this kernel hides it.
+#[inline(always)]
+fn start_time() -> u64 {
+    // SAFETY: the helper returns a typed pointer to the running task; the fields are of its type,
+    // and the group leader's type is again `task_struct`.
+    unsafe {
+        let task = bpf_get_current_task_btf().cast::<u8>().cast_const();
+        let Some(leader) = read::<*const u8>(task, &TASK_GROUP_LEADER) else { return 0 };
+        read(leader, &TASK_START_BOOTTIME).unwrap_or(0)
+    }
+}
+
+/// The registers with which the running task last left user space; none for a kernel thread.
+#[inline(always)]
+pub(crate) fn user_registers() -> Option<Registers> {
+    // SAFETY: as in `start_time`; `bpf_task_pt_regs` takes and returns typed pointers.
+    unsafe {
+        let task = bpf_get_current_task_btf();
+        let flags = read::<u32>(task.cast::<u8>().cast_const(), &TASK_FLAGS)?;
+        if flags & PF_KTHREAD != 0 {
+            return None;
+        }
+        let regs = bpf_task_pt_regs(task) as *const pt_regs;
+        Some(Registers::from_raw(regs))
+    }
+}
+
+/// Whether registers are of user mode: the privilege level in the code segment selector.
+#[inline(always)]
+pub(crate) fn is_user_mode(cs: u64) -> bool {
+    cs & 3 != 0
+}
+
+/// The context pointer that helpers take.
+#[inline(always)]
+pub(crate) fn raw<C: EbpfContext>(ctx: &C) -> *mut core::ffi::c_void {
+    ctx.as_ptr()
+}
