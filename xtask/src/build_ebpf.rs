@@ -117,6 +117,8 @@ impl Committed {
 fn build() -> Result<Vec<u8>> {
     setup::rustup_component("rust-src", "lib/rustlib/src/rust/library/core/Cargo.toml")?;
     let path = setup::bpf_linker()?;
+    // Where the sources of dependencies lie is known once they are there.
+    run(cargo().args(["fetch", "--quiet", "--locked"]))?;
     let prefixes = machine_prefixes()?;
     let remap =
         prefixes.iter().map(|(from, to)| format!("--remap-path-prefix={}={to}", from.display()));
@@ -158,16 +160,21 @@ fn build() -> Result<Vec<u8>> {
 
 /// The directories that paths in debug information begin with, and what they are replaced by.
 ///
-/// rustc tries the last one first, so that a home directory comes before what lies in it.
+/// rustc takes the last one that fits, so a home directory comes before what lies in it.
 fn machine_prefixes() -> Result<Vec<(PathBuf, &'static str)>> {
     let sysroot = PathBuf::from(output(Command::new("rustc").args(["--print", "sysroot"]))?);
     let home = env::home_dir().filter(|home| home.parent().is_some());
     let cargo_home = env::var_os("CARGO_HOME")
         .map(PathBuf::from)
-        .or_else(|| home.as_ref().map(|home| home.join(".cargo")));
-    let named = [(home, "/home"), (cargo_home, "/cargo"), (Some(sysroot), "/rust")];
-    let named = named.into_iter().filter_map(|(from, to)| Some((from?, to)));
-    Ok(named.chain([(root().to_path_buf(), "/podflame")]).collect())
+        .or_else(|| home.as_ref().map(|home| home.join(".cargo")))
+        .context("neither CARGO_HOME nor HOME is set")?;
+    let mut prefixes: Vec<_> = home.into_iter().map(|home| (home, "/home")).collect();
+    prefixes.extend([(cargo_home.clone(), "/cargo"), (sysroot, "/rust")]);
+    // One directory for each registry, and named after its host: a mirror must not show.
+    let registries = fs::read_dir(cargo_home.join("registry/src")).into_iter().flatten();
+    prefixes.extend(registries.flatten().map(|entry| (entry.path(), "/cargo")));
+    prefixes.push((root().to_path_buf(), "/podflame"));
+    Ok(prefixes)
 }
 
 /// Digest of everything in this repository that the object is made of.
