@@ -1,0 +1,102 @@
+//! Installing what a chore lacks: each step is skipped when its result is there.
+//!
+//! Debian packages go into the system, since that is where they belong; everything else goes under
+//! `target/`, so that the versions pinned here never replace the user's own.
+
+use std::{path::PathBuf, process::Command, sync::Once};
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::shell::{cargo, output, path_with, progress, run, target, which};
+
+/// The linker of the BPF object. Another version may give other bytes.
+pub(crate) const BPF_LINKER: &str = "0.13.0";
+
+/// Debian's LLVM of the version that rustc 1.95 is built with.
+pub(crate) const LLVM: &str = "/usr/lib/llvm-22";
+
+/// Installs Debian packages unless each path in `proofs` exists or is a program on `PATH`.
+///
+/// # Errors
+/// When apt-get fails, or is needed and neither root nor sudo is at hand.
+pub(crate) fn apt(packages: &[&str], proofs: &[&str]) -> Result<()> {
+    static UPDATE: Once = Once::new();
+    let there = |proof: &&str| {
+        if proof.contains('/') { PathBuf::from(proof).exists() } else { which(proof).is_some() }
+    };
+    if proofs.iter().all(|proof| there(proof)) {
+        return Ok(());
+    }
+    let wanted = packages.join(" ");
+    if which("apt-get").is_none() {
+        bail!("missing {proofs:?}: install what Debian calls {wanted} with your package manager");
+    }
+    let mut updated = Ok(());
+    UPDATE.call_once(|| {
+        progress("apt-get update");
+        updated = run(as_root("apt-get").args(["-qq", "update"]));
+    });
+    updated?;
+    progress(format!("apt-get install {wanted}"));
+    run(as_root("apt-get")
+        .args(["install", "-qq", "--yes", "--no-install-recommends"])
+        .args(packages))
+    .with_context(|| format!("install as root: apt-get install {wanted}"))
+}
+
+/// A command run by root: directly, or by sudo where this user is not root.
+fn as_root(program: &str) -> Command {
+    let root = output(Command::new("id").arg("-u")).is_ok_and(|uid| uid == "0");
+    if root {
+        let mut command = Command::new(program);
+        command.env("DEBIAN_FRONTEND", "noninteractive");
+        command
+    } else {
+        let mut command = Command::new("sudo");
+        command.args(["env", "DEBIAN_FRONTEND=noninteractive", program]);
+        command
+    }
+}
+
+/// Adds components such as `rust-src` to the toolchain in use.
+///
+/// # Errors
+/// When rustup fails, or is missing while a component is.
+pub(crate) fn rustup_component(name: &str, proof: &str) -> Result<()> {
+    let sysroot = PathBuf::from(output(Command::new("rustc").args(["--print", "sysroot"]))?);
+    if sysroot.join(proof).exists() {
+        return Ok(());
+    }
+    progress(format!("rustup component add {name}"));
+    run(Command::new("rustup").args(["component", "add", name])).with_context(|| {
+        format!("the Rust toolchain in {} lacks {name}: install it with rustup", sysroot.display())
+    })
+}
+
+/// The `PATH` that holds the pinned bpf-linker, which is built first if need be (about a minute).
+///
+/// # Errors
+/// When LLVM or bpf-linker cannot be installed.
+pub(crate) fn bpf_linker() -> Result<std::ffi::OsString> {
+    apt(
+        &["llvm-22-dev", "libpolly-22-dev"],
+        &[&format!("{LLVM}/bin/llvm-strip"), &format!("{LLVM}/lib/libPolly.a")],
+    )?;
+    let version = format!("bpf-linker {BPF_LINKER}");
+    let tools = target().join("tools");
+    let path = path_with(&tools.join("bin"))?;
+    let found = Command::new("bpf-linker").arg("--version").env("PATH", &path).output();
+    if found.is_ok_and(|out| String::from_utf8_lossy(&out.stdout).trim() == version) {
+        return Ok(path);
+    }
+    progress(format!("cargo install {version} (about a minute)"));
+    run(cargo()
+        .args(["install", "--quiet", "--locked", "bpf-linker", "--version", BPF_LINKER, "--force"])
+        .args(["--no-default-features", "--features", "llvm-22", "--root"])
+        .arg(&tools)
+        .env_remove("RUSTFLAGS")
+        .env_remove("CARGO_ENCODED_RUSTFLAGS")
+        .env("PATH", path_with(&PathBuf::from(LLVM).join("bin"))?)
+        .env("LLVM_SYS_221_PREFIX", LLVM))?;
+    Ok(path)
+}
