@@ -7,8 +7,7 @@ use podflame_wire::{Drop, FaultRecord, Probe, StackEnd};
 use crate::{
     maps::FAULT_SCRATCH,
     record::{Facts, Run},
-    stack::Walk,
-    task::{self, Registers},
+    task,
 };
 
 /// Samples a minor fault; the weight is the number of faults since the sample before.
@@ -43,13 +42,9 @@ fn fault(ctx: &PerfEventContext, probe: Probe) {
         let scratch = &mut *scratch;
         let event = ctx.ctx;
         // A fault in the kernel on a user address (`copy_to_user`) is the system call's caller's.
-        let regs = if task::is_user_mode((*event).regs.cs) {
-            Some(Registers::from_raw(&raw const (*event).regs))
-        } else {
-            task::user_registers()
-        };
+        let (regs, _) = task::interrupted(event);
         let (user, end) = match regs {
-            Some(regs) => Walk::new(&mut scratch.window).run(&regs, &mut scratch.frames, 0),
+            Some(regs) => scratch.walk.run(&regs, &mut scratch.frames, 0),
             None => (0, StackEnd::None),
         };
         let facts = Facts { cgroup_id, weight: (*event).sample_period, task };

@@ -7,12 +7,11 @@ use aya_ebpf::{
 };
 use podflame_wire::{Control, Counters, FaultRecord, MAX_FRAMES, Probe, RetransmitRecord, SampleRecord, Task};
 
+use crate::stack::Walk;
+
 /// Room for the frames of a record: two stacks, and up to the next power of two so that an index
 /// can be masked instead of checked.
 pub(crate) const FRAMES: usize = (2 * MAX_FRAMES).next_power_of_two();
-
-/// Words of the window through which a user stack is read.
-pub(crate) const WINDOW: usize = 128;
 
 /// A record while it is put together. Too large for the 512 bytes of a BPF stack.
 #[repr(C)]
@@ -21,8 +20,8 @@ pub(crate) struct Scratch<R> {
     pub(crate) record: R,
     /// The frames, right behind it.
     pub(crate) frames: [u64; FRAMES],
-    /// What is being read of the user stack.
-    pub(crate) window: [u64; WINDOW],
+    /// The walk over the user stack.
+    pub(crate) walk: Walk,
 }
 
 /// What is kept with a socket that has retransmitted: who sent last, and from where.
@@ -86,6 +85,6 @@ pub(crate) static FAULT_SCRATCH: PerCpuArray<Scratch<FaultRecord>> = PerCpuArray
 pub(crate) static RETRANSMIT_SCRATCH: PerCpuArray<Scratch<RetransmitRecord>> =
     PerCpuArray::with_max_entries(1, 0);
 
-/// For senders: only its window is used, the frames go to the socket.
+/// For senders: the frames go to the socket.
 #[map]
-pub(crate) static SENDER_SCRATCH: PerCpuArray<Scratch<SampleRecord>> = PerCpuArray::with_max_entries(1, 0);
+pub(crate) static SENDER_SCRATCH: PerCpuArray<Walk> = PerCpuArray::with_max_entries(1, 0);

@@ -7,8 +7,8 @@ use podflame_wire::{Drop, MAX_FRAMES, Probe, SampleRecord, StackEnd};
 use crate::{
     maps::ON_CPU_SCRATCH,
     record::{Facts, Run},
-    stack::{self, Walk},
-    task::{self, Registers},
+    stack,
+    task,
 };
 
 /// Samples the task that the timer interrupted, with both its stacks.
@@ -31,14 +31,11 @@ pub(crate) fn on_cpu(ctx: PerfEventContext) -> u32 {
     unsafe {
         let scratch = &mut *scratch;
         let event = ctx.ctx;
-        let (kernel, regs) = if task::is_user_mode((*event).regs.cs) {
-            (0, Some(Registers::from_raw(&raw const (*event).regs)))
-        } else {
-            (stack::kernel(task::raw(&ctx), &mut scratch.frames), task::user_registers())
-        };
+        let (regs, in_user_mode) = task::interrupted(event);
+        let kernel = if in_user_mode { 0 } else { stack::kernel(event.cast(), &mut scratch.frames) };
         let kernel = if kernel > MAX_FRAMES { MAX_FRAMES } else { kernel };
         let (user, end) = match regs {
-            Some(regs) => Walk::new(&mut scratch.window).run(&regs, &mut scratch.frames, kernel),
+            Some(regs) => scratch.walk.run(&regs, &mut scratch.frames, kernel),
             None => (0, StackEnd::None),
         };
         let facts = Facts { cgroup_id, weight: (*event).sample_period, task };

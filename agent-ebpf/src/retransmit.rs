@@ -22,7 +22,6 @@ use crate::{
     fields::*,
     maps::{FRAMES, RETRANSMIT_SCRATCH, SENDER_SCRATCH, SENDERS, Sender},
     record::{Facts, Run},
-    stack::Walk,
     task,
 };
 
@@ -153,7 +152,7 @@ pub(crate) fn sender_stack(ctx: BtfTracePointContext) -> i32 {
         version.write_volatile(before + 1);
         storage.task = task::current();
         let (frames, end) =
-            Walk::new(&mut (*scratch).window).run(&regs, &mut storage.stack, 0);
+            (*scratch).run(&regs, &mut storage.stack, 0);
         storage.frames = frames as u16;
         storage.end = end as u8;
         storage.time_ns = now;

@@ -10,10 +10,10 @@
 use aya_ebpf::helpers::generated::{bpf_get_stack, bpf_probe_read_user};
 use podflame_wire::{MAX_FRAMES, StackEnd};
 
-use crate::{
-    maps::{FRAMES, WINDOW},
-    task::Registers,
-};
+use crate::{maps::FRAMES, task::Registers};
+
+/// Words of the window through which a user stack is read.
+const WINDOW: usize = 128;
 
 /// Bytes of the window.
 const WINDOW_BYTES: u64 = (WINDOW * 8) as u64;
@@ -40,23 +40,24 @@ pub(crate) unsafe fn kernel(ctx: *mut core::ffi::c_void, frames: &mut [u64; FRAM
     if count > MAX_FRAMES { MAX_FRAMES } else { count }
 }
 
-/// A walk along the frame pointers of a user stack.
-pub(crate) struct Walk<'a> {
-    /// Copy of the part of the stack that was read last.
-    window: &'a mut [u64; WINDOW],
-    /// Where that part is; 0: nothing was read.
+/// A walk along the frame pointers of a user stack. It lives in a map, and each step reads its state
+/// back from there: the verifier then knows nothing of it but its type, so that all paths through a
+/// step end in the same state and it looks at each step once, not once for each path before it.
+#[repr(C)]
+pub(crate) struct Walk {
+    /// Frame pointer of the next frame.
+    fp: u64,
+    /// The next frame cannot be below this.
+    below: u64,
+    /// Address of what is in the window; 0: nothing was read.
     base: u64,
+    /// Copy of the part of the stack that was read last.
+    window: [u64; WINDOW],
 }
 
-impl<'a> Walk<'a> {
-    /// A walk that reads through `window`.
-    #[inline(always)]
-    pub(crate) fn new(window: &'a mut [u64; WINDOW]) -> Self {
-        Self { window, base: 0 }
-    }
-
+impl Walk {
     /// Writes the user stack to `out[at..]`, innermost frame first, at most [`MAX_FRAMES`]; returns
-    /// how many frames there are and why it ended.
+    /// how many frames there are and why it ended. `N` is a power of two.
     ///
     /// Each frame on the stack is the caller's frame pointer and the return address above it (System
     /// V ABI for x86-64, section 3.2.2), and lies above the one before.
@@ -71,62 +72,78 @@ impl<'a> Walk<'a> {
             return (0, StackEnd::None);
         }
         out[at & (N - 1)] = regs.ip;
-        let mut fp = regs.fp;
-        let mut below = regs.sp;
+        set(&mut self.fp, regs.fp);
+        set(&mut self.below, regs.sp);
+        set(&mut self.base, 0);
         let mut count = 1;
         while count < MAX_FRAMES {
-            if fp == 0 {
-                return (count, StackEnd::Complete);
-            }
-            if fp < below || fp % 8 != 0 || fp >= USER_END {
-                return (count, StackEnd::NoFramePointer);
-            }
-            let Some((outer, address)) = self.frame(fp) else {
-                return (count, StackEnd::Unreadable);
+            let address = match self.step() {
+                Ok(address) => address,
+                Err(end) => return (count, end),
             };
-            if address == 0 {
-                return (count, StackEnd::Complete);
-            }
-            if !is_code(address) {
-                return (count, StackEnd::NoFramePointer);
-            }
             out[(at + count) & (N - 1)] = address;
             count += 1;
-            below = fp + 16;
-            fp = outer;
         }
-        (count, if fp == 0 { StackEnd::Complete } else { StackEnd::Truncated })
+        (count, if get(&self.fp) == 0 { StackEnd::Complete } else { StackEnd::Truncated })
     }
 
-    /// The two words at `fp`: the caller's frame pointer and the return address.
+    /// Goes one frame outwards and returns its return address.
     #[inline(always)]
-    fn frame(&mut self, fp: u64) -> Option<(u64, u64)> {
-        let base = fp & !(WINDOW_BYTES - 1);
+    fn step(&mut self) -> Result<u64, StackEnd> {
+        let fp = get(&self.fp);
+        if fp == 0 {
+            return Err(StackEnd::Complete);
+        }
+        if fp < get(&self.below) || fp % 8 != 0 || fp >= USER_END {
+            return Err(StackEnd::NoFramePointer);
+        }
         let index = (fp % WINDOW_BYTES / 8) as usize;
+        let mut base = fp & !(WINDOW_BYTES - 1);
         if index == WINDOW - 1 {
             // The pair lies across two windows, which only an unusual alignment of the stack does.
-            let mut pair = [0_u64; 2];
-            // SAFETY: reads into `pair`, as long as stated; any address may be asked for.
-            let failed =
-                unsafe { bpf_probe_read_user(pair.as_mut_ptr().cast(), 16, fp as *const _) };
-            return (failed == 0).then_some((pair[0], pair[1]));
+            base = fp;
         }
-        if base != self.base {
+        if base != get(&self.base) {
             // SAFETY: reads into the window, as long as stated; any address may be asked for.
             let failed = unsafe {
                 bpf_probe_read_user(
                     self.window.as_mut_ptr().cast(),
-                    WINDOW_BYTES as u32,
+                    if base == fp { 16 } else { WINDOW_BYTES as u32 },
                     base as *const _,
                 )
             };
             if failed != 0 {
-                return None;
+                return Err(StackEnd::Unreadable);
             }
-            self.base = base;
+            set(&mut self.base, base);
         }
-        Some((self.window[index & (WINDOW - 1)], self.window[(index + 1) & (WINDOW - 1)]))
+        let index = ((fp - base) / 8) as usize;
+        let outer = self.window[index & (WINDOW - 1)];
+        let address = self.window[(index + 1) & (WINDOW - 1)];
+        if address == 0 {
+            return Err(StackEnd::Complete);
+        }
+        if !is_code(address) {
+            return Err(StackEnd::NoFramePointer);
+        }
+        set(&mut self.below, fp + 16);
+        set(&mut self.fp, outer);
+        Ok(address)
     }
+}
+
+/// Reads a field from memory, not from a register that still holds it.
+#[inline(always)]
+fn get(field: &u64) -> u64 {
+    // SAFETY: a reference is valid for reads.
+    unsafe { core::ptr::from_ref(field).read_volatile() }
+}
+
+/// Writes a field to memory.
+#[inline(always)]
+fn set(field: &mut u64, value: u64) {
+    // SAFETY: a reference is valid for writes.
+    unsafe { core::ptr::from_mut(field).write_volatile(value) }
 }
 
 /// Whether code of user space can be at this address.

@@ -1,8 +1,7 @@
 //! The running task: who it is, and its registers in user space.
 
 use aya_ebpf::{
-    EbpfContext,
-    bindings::pt_regs,
+    bindings::{bpf_perf_event_data, pt_regs},
     helpers::{
         bpf_get_current_comm, bpf_get_current_pid_tgid,
         generated::{bpf_get_current_task_btf, bpf_task_pt_regs},
@@ -27,13 +26,23 @@ pub(crate) struct Registers {
 }
 
 impl Registers {
+    /// Reads the three from where the kernel keeps them. The reads are volatile so that the compiler
+    /// cannot merge those of different sources: the verifier wants one kind of pointer an
+    /// instruction.
+    ///
     /// # Safety
     ///
     /// `regs` must be a pointer to registers that the verifier lets this program read.
     #[inline(always)]
-    pub(crate) unsafe fn from_raw(regs: *const pt_regs) -> Self {
+    pub(crate) unsafe fn read(regs: *const pt_regs) -> Self {
         // SAFETY: the caller's promise.
-        unsafe { Self { ip: (*regs).rip, sp: (*regs).rsp, fp: (*regs).rbp } }
+        unsafe {
+            Self {
+                ip: (&raw const (*regs).rip).read_volatile(),
+                sp: (&raw const (*regs).rsp).read_volatile(),
+                fp: (&raw const (*regs).rbp).read_volatile(),
+            }
+        }
     }
 }
 
@@ -72,18 +81,20 @@ pub(crate) fn user_registers() -> Option<Registers> {
             return None;
         }
         let regs = bpf_task_pt_regs(task) as *const pt_regs;
-        Some(Registers::from_raw(regs))
+        Some(Registers::read(regs))
     }
 }
 
-/// Whether registers are of user mode: the privilege level in the code segment selector.
+/// The user registers of the task that a perf event interrupted, and whether it was in user mode.
+///
+/// # Safety
+///
+/// `event` must be the context of a `perf_event` program.
 #[inline(always)]
-pub(crate) fn is_user_mode(cs: u64) -> bool {
-    cs & 3 != 0
-}
-
-/// The context pointer that helpers take.
-#[inline(always)]
-pub(crate) fn raw<C: EbpfContext>(ctx: &C) -> *mut core::ffi::c_void {
-    ctx.as_ptr()
+pub(crate) unsafe fn interrupted(event: *const bpf_perf_event_data) -> (Option<Registers>, bool) {
+    // SAFETY: the caller's promise. The low bits of the code segment selector are the privilege
+    // level.
+    let (regs, in_user_mode) =
+        unsafe { (Registers::read(&raw const (*event).regs), (*event).regs.cs & 3 != 0) };
+    (if in_user_mode { Some(regs) } else { user_registers() }, in_user_mode)
 }
