@@ -180,6 +180,12 @@ impl Aggregator {
         &self.dropped
     }
 
+    /// Events gathered since the last flush, by probe.
+    #[must_use]
+    pub fn gathered(&self) -> [u64; Probe::ALL.len()] {
+        self.flush.aggregated
+    }
+
     /// Takes what was gathered, and starts afresh.
     pub fn flush(&mut self) -> Flush {
         let mut flush = std::mem::take(&mut self.flush);

@@ -1,0 +1,290 @@
+//! Wires the stages: kernel → decode → aggregate → resolve → whoever takes the batches.
+//!
+//! Two owners. The *collector*, a task, owns the kernel side and the aggregator: it drains the ring
+//! buffer, flushes, and never waits for anyone. The *resolver*, a thread, owns symbols, attribution
+//! and the dictionary, and reads files. Between them is a bounded queue; while it is full the
+//! collector goes on gathering into its bounded table, and what does not fit is counted as dropped.
+
+use std::{sync::Arc, thread, time::Duration};
+
+use hashbrown::HashSet;
+use podflame_wire::Probe;
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot},
+    time::{Instant, MissedTickBehavior, interval, interval_at},
+};
+use tracing::{debug, error, warn};
+
+use crate::{
+    account::{Account, AgentDrop},
+    aggregate::{Aggregator, Flush},
+    clock,
+    decode::decode,
+    event::{CgroupId, KTime, ProcessKey},
+    kernel::{Config, Kernel, KernelError, ProbeState, ring::Ring},
+    profile::Batch,
+    resolve::Resolver,
+};
+
+/// How often the ring buffer is read when nothing wakes the agent. Longer means fewer wake-ups and
+/// later names for short-lived processes that were seen before.
+const POLL: Duration = Duration::from_millis(100);
+
+/// How often the set of online CPUs, and of cgroups below a chosen one, is looked at.
+const FOLLOW: Duration = Duration::from_millis(500);
+
+/// Most records between two looks at the clock.
+const DRAIN: usize = 8192;
+
+/// Messages that may wait for the resolver, nearly all of them first sights of processes.
+const QUEUE: usize = 1024;
+
+/// Flushes that may be on their way at the same time: one being resolved, one waiting. Each may hold
+/// some MiB.
+const FLUSHES: usize = 2;
+
+/// Processes whose sight was sent; beyond it all are forgotten, and sent again.
+const MAX_SIGHTED: usize = 65_536;
+
+/// How long the last counters may take to agree with the kernel's own when everything is stopped:
+/// a program that runs on another CPU at that moment has counted its hit but not its end.
+const SETTLE: Duration = Duration::from_millis(200);
+
+/// Finds the cgroups to keep, again and again, as new ones appear below a chosen one.
+pub type CgroupFinder = Box<dyn FnMut() -> Vec<CgroupId> + Send>;
+
+/// How to run the pipeline.
+pub struct Options {
+    /// What to profile.
+    pub kernel: Config,
+    /// Time between two batches.
+    pub flush: Duration,
+    /// Refreshes the cgroup filter.
+    pub cgroups: Option<CgroupFinder>,
+}
+
+/// A running pipeline.
+pub struct Pipeline {
+    /// What became of each probe.
+    pub probes: Vec<(Probe, ProbeState)>,
+    /// CPUs sampled at the start.
+    pub cpus: usize,
+    stop: oneshot::Sender<()>,
+    collector: tokio::task::JoinHandle<Account>,
+}
+
+enum Work {
+    Sight(ProcessKey, CgroupId),
+    Flush {
+        flush: Flush,
+        start: KTime,
+        end: KTime,
+        account: Box<Account>,
+        /// Its place among the [`FLUSHES`], until it is through.
+        _place: OwnedSemaphorePermit,
+    },
+}
+
+impl Pipeline {
+    /// Starts profiling; each batch goes to `batches`. Must be called within a tokio runtime.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel side cannot start, or the resolver's thread cannot.
+    pub fn start(
+        options: Options,
+        resolver: Resolver,
+        batches: mpsc::Sender<Arc<Batch>>,
+    ) -> Result<Self, KernelError> {
+        let (kernel, ring) = Kernel::start(options.kernel)?;
+        let probes = Probe::ALL.iter().map(|p| (*p, kernel.state(*p).clone())).collect();
+        let cpus = kernel.cpus().len();
+        let (work, waiting) = mpsc::channel(QUEUE);
+        thread::Builder::new()
+            .name("resolver".to_owned())
+            .spawn(move || resolve_all(resolver, waiting, &batches))
+            .map_err(|e| KernelError::Io("start the resolver's thread", e))?;
+        let (stop, stopped) = oneshot::channel();
+        let collector = Collector {
+            kernel,
+            aggregator: Aggregator::default(),
+            account: Account::default(),
+            work,
+            places: Arc::new(Semaphore::new(FLUSHES)),
+            sighted: HashSet::default(),
+            since: clock::now(),
+            cgroups: options.cgroups,
+        };
+        let collector = tokio::spawn(collector.run(ring, options.flush, stopped));
+        Ok(Self { probes, cpus, stop, collector })
+    }
+
+    /// Stops every probe, takes what is still on its way, and returns the final account. The last
+    /// batch has been sent to the resolver when this returns; the channel of batches closes when the
+    /// resolver is through.
+    pub async fn stop(self) -> Account {
+        // The collector can only be gone if it panicked; then there is nothing to stop.
+        let _ = self.stop.send(());
+        match self.collector.await {
+            Ok(account) => account,
+            Err(e) => {
+                error!("the collector ended early: {e}");
+                Account::default()
+            }
+        }
+    }
+}
+
+/// The resolver's thread: until the collector is gone.
+fn resolve_all(
+    mut resolver: Resolver,
+    mut waiting: mpsc::Receiver<Work>,
+    batches: &mpsc::Sender<Arc<Batch>>,
+) {
+    while let Some(work) = waiting.blocking_recv() {
+        match work {
+            Work::Sight(process, cgroup) => resolver.sight(process, cgroup),
+            Work::Flush { flush, start, end, account, _place } => {
+                let batch = resolver.resolve(flush, start, end, *account);
+                if batches.blocking_send(Arc::new(batch)).is_err() {
+                    debug!("nobody takes batches any more");
+                    return;
+                }
+            }
+        }
+    }
+}
+
+struct Collector {
+    kernel: Kernel,
+    aggregator: Aggregator,
+    account: Account,
+    work: mpsc::Sender<Work>,
+    places: Arc<Semaphore>,
+    sighted: HashSet<ProcessKey, foldhash::fast::RandomState>,
+    since: KTime,
+    cgroups: Option<CgroupFinder>,
+}
+
+impl Collector {
+    async fn run(mut self, mut ring: Ring, flush: Duration, mut stop: oneshot::Receiver<()>) -> Account {
+        let mut poll = interval(POLL.min(flush));
+        let mut flushes = interval_at(Instant::now() + flush, flush);
+        let mut follow = interval_at(Instant::now() + FOLLOW, FOLLOW);
+        for timer in [&mut poll, &mut flushes, &mut follow] {
+            timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        }
+        loop {
+            let mut due = false;
+            tokio::select! {
+                biased;
+                _ = &mut stop => break,
+                _ = flushes.tick() => due = true,
+                _ = follow.tick() => self.follow(),
+                _ = poll.tick() => {}
+                woken = ring.woken() => if let Err(e) = woken {
+                    // Polling goes on; only the early wake-ups are gone.
+                    warn!("wait for the ring buffer: {e}");
+                    tokio::time::sleep(POLL).await;
+                }
+            }
+            let mut more = true;
+            while more {
+                more = self.drain(&mut ring) == DRAIN;
+                if due || self.aggregator.is_filling() {
+                    if let Ok(place) = self.places.clone().try_acquire_owned() {
+                        self.flush(place).await;
+                    }
+                    due = false;
+                }
+                // A storm must not keep the other tasks of this thread waiting.
+                tokio::task::yield_now().await;
+            }
+        }
+        self.finish(&mut ring).await
+    }
+
+    /// Takes what waits in the ring buffer, at most [`DRAIN`] records.
+    fn drain(&mut self, ring: &mut Ring) -> usize {
+        let Self { aggregator, sighted, work, .. } = self;
+        ring.drain(DRAIN, |bytes| match decode(bytes) {
+            Ok(event) => {
+                let process = event.task.process;
+                if process.pid != 0 && !sighted.contains(&process) {
+                    if sighted.len() >= MAX_SIGHTED {
+                        sighted.clear();
+                    }
+                    // If the queue is full, the resolver looks when it gets the flush.
+                    let _ = work.try_send(Work::Sight(process, event.cgroup));
+                    sighted.insert(process);
+                }
+                aggregator.add(&event);
+            }
+            Err(e) => {
+                warn!("a record cannot be decoded: {e}");
+                let probe = bytes.first().and_then(|kind| Probe::from_number(*kind));
+                aggregator.drop(probe.unwrap_or(Probe::OnCpu), AgentDrop::Malformed);
+            }
+        })
+    }
+
+    /// Sends what was gathered to the resolver, which has a place for it.
+    async fn flush(&mut self, place: OwnedSemaphorePermit) {
+        self.read_counters();
+        let flush = self.aggregator.flush();
+        for (account, count) in self.account.probes.iter_mut().zip(flush.aggregated) {
+            account.aggregated += count;
+        }
+        let start = std::mem::replace(&mut self.since, clock::now());
+        let account = Box::new(self.account.clone());
+        let work = Work::Flush { flush, start, end: self.since, account, _place: place };
+        if self.work.send(work).await.is_err() {
+            warn!("the resolver is gone: a flush is lost");
+        }
+    }
+
+    fn read_counters(&mut self) {
+        if let Err(e) = self.kernel.read_counters(&mut self.account.probes) {
+            warn!("the counters cannot be read: {e}");
+        }
+        for (account, dropped) in self.account.probes.iter_mut().zip(self.aggregator.dropped()) {
+            account.dropped_in_agent = *dropped;
+        }
+    }
+
+    /// Follows CPUs and cgroups that come and go.
+    fn follow(&mut self) {
+        if let Err(e) = self.kernel.follow_cpus() {
+            warn!("the online CPUs cannot be listed: {e}");
+        }
+        if let Some(find) = &mut self.cgroups
+            && let Err(e) = self.kernel.set_cgroups(&find())
+        {
+            warn!("the cgroup filter cannot be updated: {e}");
+        }
+    }
+
+    async fn finish(mut self, ring: &mut Ring) -> Account {
+        self.kernel.stop();
+        let limit = Instant::now() + SETTLE;
+        loop {
+            while self.drain(ring) > 0 {}
+            self.read_counters();
+            let mut settled = self.account.clone();
+            for (account, count) in settled.probes.iter_mut().zip(self.aggregator.gathered()) {
+                account.aggregated += count;
+            }
+            let violations = settled.violations(true);
+            if violations.is_empty() || Instant::now() >= limit {
+                debug!(?violations, "stopped");
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        match self.places.clone().acquire_owned().await {
+            Ok(place) => self.flush(place).await,
+            Err(e) => error!("the last flush has no place: {e}"),
+        }
+        self.account
+    }
+}

@@ -1,0 +1,297 @@
+//! [`Flush`] → [`Batch`]: every address gets its name, every event its workload. Single owner of
+//! the symbols, the attribution and the dictionary; runs on a thread of its own, because all of
+//! them read files.
+
+use std::{net::SocketAddr, sync::Arc};
+
+use hashbrown::HashMap;
+
+use crate::{
+    account::Account,
+    aggregate::{Flush, RawOccurrence, RawStack, SampleKey, Subject},
+    attribute::Attributor,
+    event::{CgroupId, Comm, Detail, KTime, Probe, ProcessKey, StackEnd},
+    intern::Interner,
+    profile::{
+        Batch, Frame, FrameId, FrameKind, Function, Mapping, MappingId, Occurrence, Sample, Signal,
+        WorkloadId, What,
+    },
+    symbols::{Module, Symbol, Symbols},
+};
+
+/// Most resolved stacks that are remembered; beyond it all are forgotten. A forgotten one costs a
+/// cached look-up for each of its frames.
+const MAX_STACKS: usize = 32_768;
+
+/// First port of the default ephemeral range (`net.ipv4.ip_local_port_range`): from here on a port
+/// says nothing about the service, and each connection would be a peer of its own.
+const FIRST_EPHEMERAL_PORT: u16 = 32_768;
+
+/// The frames of a resolved stack, innermost first.
+type Resolved = Arc<[FrameId]>;
+
+/// Gives names.
+#[derive(Debug)]
+pub struct Resolver {
+    symbols: Symbols,
+    attributor: Attributor,
+    interner: Interner,
+    stacks: HashMap<(ProcessKey, Arc<RawStack>), Resolved, foldhash::fast::RandomState>,
+    frames: HashMap<(FrameKind, ByAddress), Box<[FrameId]>, foldhash::fast::RandomState>,
+    sequence: u64,
+}
+
+/// Cached symbols by identity; the cache keeps them alive, so an address is not used again.
+#[derive(Debug)]
+struct ByAddress(Arc<[Symbol]>);
+
+impl PartialEq for ByAddress {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl Eq for ByAddress {}
+
+impl std::hash::Hash for ByAddress {
+    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
+        Arc::as_ptr(&self.0).cast::<()>().hash(state);
+    }
+}
+
+impl Resolver {
+    /// A resolver with nothing seen yet.
+    #[must_use]
+    pub fn new(symbols: Symbols, attributor: Attributor) -> Self {
+        Self {
+            symbols,
+            attributor,
+            interner: Interner::default(),
+            stacks: HashMap::default(),
+            frames: HashMap::default(),
+            sequence: 0,
+        }
+    }
+
+    /// A process was seen for the first time: reads what will be gone when it exits.
+    pub fn sight(&mut self, process: ProcessKey, cgroup: CgroupId) {
+        self.symbols.sight(process);
+        self.attributor.sight(process, cgroup);
+    }
+
+    /// Names everything in a flush.
+    pub fn resolve(&mut self, flush: Flush, start: KTime, end: KTime, account: Account) -> Batch {
+        if self.interner.turn_over() {
+            self.stacks.clear();
+            self.frames.clear();
+        }
+        if self.stacks.len() > MAX_STACKS {
+            self.stacks.clear();
+        }
+        let samples =
+            flush.samples.iter().map(|(key, stack, n, w)| self.sample(key, stack, *n, *w)).collect();
+        let occurrences = flush.occurrences.iter().filter_map(|o| self.occurrence(o)).collect();
+        self.sequence += 1;
+        Batch {
+            sequence: self.sequence,
+            generation: self.interner.generation(),
+            start,
+            end,
+            additions: Arc::new(self.interner.take_new()),
+            samples,
+            occurrences,
+            occurrences_lost: flush.occurrences_lost,
+            account,
+        }
+    }
+
+    fn sample(&mut self, key: &SampleKey, stack: &Arc<RawStack>, count: u64, weight: u64) -> Sample {
+        let base = self.stack(key.process, stack);
+        let mut frames: Vec<FrameId> = Vec::new();
+        let signal = match key.subject {
+            Subject::None => Signal::Cpu,
+            Subject::Page(address) => {
+                let region = self.symbols.region(key.process, address).mapping.path.clone();
+                let kind = if key.probe == Probe::MajorFault { "major" } else { "minor" };
+                frames.push(self.annotation(&format!("{kind} fault: {region}")));
+                Signal::PageFault
+            }
+            Subject::Peer(..) => Signal::Retransmit,
+        };
+        frames.extend_from_slice(&base);
+        if let Subject::Peer(remote, local_port) = key.subject {
+            if base.is_empty() {
+                frames.push(self.annotation(unknown_sender(key.probe, stack.end)));
+            }
+            frames.push(self.annotation(&format!("peer {}", peer_name(remote, local_port))));
+        }
+        let comm = self.comm(key.process, key.comm);
+        Sample {
+            signal,
+            workload: self.workload(key.cgroup, key.process, key.comm),
+            pid: key.process.pid,
+            comm: self.interner.string(&comm),
+            stack: self.interner.stack(&frames),
+            count,
+            weight,
+        }
+    }
+
+    /// `None` for a kind that is not told one by one.
+    fn occurrence(&mut self, raw: &RawOccurrence) -> Option<Occurrence> {
+        let process = raw.task.process;
+        let frames = self.stack(process, &raw.stack);
+        let comm = self.comm(process, raw.task.comm);
+        let what = match raw.detail {
+            Detail::Retransmit(r) => What::Retransmit {
+                local: r.local,
+                remote: r.remote,
+                cause: r.cause,
+                state: r.state,
+                srtt_us: r.srtt_us,
+                cwnd: r.cwnd,
+                netns: r.netns,
+                segments: raw.weight,
+                sender_age_ns: (process.pid != 0).then_some(r.sender_age_ns),
+            },
+            Detail::Fault { address } => {
+                let region = self.symbols.region(process, address);
+                let mapping = self.mapping(&region.mapping);
+                What::MajorFault { address, mapping, offset: region.offset }
+            }
+            Detail::OnCpu => return None,
+        };
+        Some(Occurrence {
+            time: raw.time,
+            workload: self.workload(raw.cgroup, process, raw.task.comm),
+            pid: process.pid,
+            tid: raw.task.tid,
+            comm: self.interner.string(&comm),
+            stack: self.interner.stack(&frames),
+            stack_end: raw.stack.end,
+            what,
+        })
+    }
+
+    fn workload(&mut self, cgroup: CgroupId, process: ProcessKey, comm: Comm) -> WorkloadId {
+        let executable = self.symbols.executable(process);
+        let workload = self.attributor.workload(cgroup, process, comm, executable.as_deref());
+        self.interner.workload(workload)
+    }
+
+    /// Name of the thread; a retransmit whose sender is not known has none.
+    fn comm(&self, process: ProcessKey, comm: Comm) -> String {
+        let name = comm.to_text();
+        if process.pid == 0 && name.is_empty() { "[unknown sender]".to_owned() } else { name }
+    }
+
+    /// The frames of a stack, innermost first.
+    fn stack(&mut self, process: ProcessKey, raw: &Arc<RawStack>) -> Resolved {
+        // A stack of the kernel alone has the same names in every process.
+        let kernel_only = usize::from(raw.kernel_frames) == raw.frames.len();
+        let owner = if kernel_only { ProcessKey::default() } else { process };
+        if let Some(known) = self.stacks.get(&(owner, raw.clone())) {
+            return known.clone();
+        }
+        let (kernel, user) = raw.frames.split_at(raw.frames.len().min(raw.kernel_frames.into()));
+        let mut frames = Vec::with_capacity(raw.frames.len());
+        for (index, address) in kernel.iter().enumerate() {
+            let symbols = self.symbols.kernel(*address, index > 0);
+            self.push(&mut frames, FrameKind::Kernel, symbols);
+        }
+        for (index, address) in user.iter().enumerate() {
+            // The innermost address is where the thread is, also behind a system call.
+            let symbols = self.symbols.user(process, *address, index > 0);
+            self.push(&mut frames, FrameKind::User, symbols);
+        }
+        if matches!(raw.end, StackEnd::Truncated | StackEnd::Unreadable) {
+            frames.push(self.annotation(&format!("{} stack", raw.end.name())));
+        }
+        let frames: Resolved = frames.into();
+        self.stacks.insert((owner, raw.clone()), frames.clone());
+        frames
+    }
+
+    fn push(&mut self, frames: &mut Vec<FrameId>, kind: FrameKind, symbols: Arc<[Symbol]>) {
+        let key = (kind, ByAddress(symbols));
+        if let Some(known) = self.frames.get(&key) {
+            frames.extend_from_slice(known);
+            return;
+        }
+        let mut ids = Vec::with_capacity(key.1.0.len());
+        for symbol in key.1.0.iter() {
+            let function = Function {
+                name: self.interner.string(&symbol.name),
+                file: self.interner.string(&symbol.file),
+                mapping: self.mapping(&symbol.module),
+            };
+            let function = self.interner.function(function);
+            ids.push(self.interner.frame(Frame {
+                function,
+                line: symbol.line,
+                offset: if symbol.unknown.is_some() { symbol.offset } else { 0 },
+                kind,
+                inlined: symbol.inlined,
+            }));
+        }
+        frames.extend_from_slice(&ids);
+        self.frames.insert(key, ids.into());
+    }
+
+    fn mapping(&mut self, module: &Module) -> MappingId {
+        let mapping = Mapping {
+            path: self.interner.string(&module.path),
+            build_id: self.interner.string(&module.build_id),
+        };
+        self.interner.mapping(mapping)
+    }
+
+    fn annotation(&mut self, text: &str) -> FrameId {
+        let none = self.interner.string("");
+        let mapping = self.interner.mapping(Mapping { path: none, build_id: none });
+        let name = self.interner.string(text);
+        let function = self.interner.function(Function { name, file: none, mapping });
+        self.interner.frame(Frame {
+            function,
+            line: 0,
+            offset: 0,
+            kind: FrameKind::Annotation,
+            inlined: false,
+        })
+    }
+}
+
+/// Why a retransmit carries no stack.
+fn unknown_sender(probe: Probe, end: StackEnd) -> &'static str {
+    match (probe, end) {
+        (Probe::SynAck, _) => "handshake: no sender",
+        (_, StackEnd::Torn) => "sender not known: sending while it was read",
+        _ => "sender not known: nothing sent since the first retransmit",
+    }
+}
+
+/// A peer as a person would name it: the service's port with it where one end has one.
+#[must_use]
+pub fn peer_name(remote: SocketAddr, local_port: u16) -> String {
+    if remote.port() < FIRST_EPHEMERAL_PORT || remote.port() <= local_port {
+        return remote.to_string();
+    }
+    match remote {
+        SocketAddr::V4(v4) => v4.ip().to_string(),
+        SocketAddr::V6(v6) => format!("[{}]", v6.ip()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_peer_is_named_with_its_port_only_where_that_is_a_service() {
+        let name = |remote: &str, local| remote.parse().map(|r| peer_name(r, local));
+        assert_eq!(name("10.0.0.2:80", 40_000), Ok("10.0.0.2:80".to_owned()));
+        assert_eq!(name("10.0.0.2:50000", 80), Ok("10.0.0.2".to_owned()));
+        assert_eq!(name("[fd00::2]:50000", 443), Ok("[fd00::2]".to_owned()));
+        assert_eq!(name("10.0.0.2:33333", 40_000), Ok("10.0.0.2:33333".to_owned()));
+    }
+}
