@@ -5,5 +5,6 @@
 //! commands wire them.
 
 pub mod account;
+pub mod attribute;
 pub mod event;
 pub mod profile;
