@@ -180,16 +180,16 @@ fn is_cgroup2(path: &Path) -> bool {
     let mut found: libc::statfs = unsafe { std::mem::zeroed() };
     // SAFETY: `path` ends with a NUL, and `found` is writable and outlives the call.
     let done = unsafe { libc::statfs(path.as_ptr(), &raw mut found) };
-    done == 0 && i64::from(found.f_type) == i64::from(libc::CGROUP2_SUPER_MAGIC)
+    done == 0 && found.f_type == libc::CGROUP2_SUPER_MAGIC
 }
 
 /// A path of at most [`MAX_PATH`] bytes: an ancestor's if it is longer.
-fn cut(path: &str) -> &str {
+pub(super) fn cut(path: &str) -> &str {
     if path.len() <= MAX_PATH {
         return path;
     }
     let end = path.bytes().take(MAX_PATH).rposition(|byte| byte == b'/').unwrap_or(0);
-    path.get(..end.max(1)).unwrap_or("/")
+    path.get(..end).filter(|ancestor| !ancestor.is_empty()).unwrap_or("/")
 }
 
 /// The table. See the module.
@@ -419,9 +419,11 @@ pub fn descendants(path: &Path, limit: usize) -> Result<Vec<CgroupId>, Error> {
     if !found.is_dir() || !is_cgroup2(&looked_for) {
         return Err(no("it is no directory of cgroup2"));
     }
-    match walk(&looked_for, limit) {
-        (_, skipped @ 1..) if skipped > 0 => Err(Error::TooMany { path: looked_for, limit }),
-        (found, _) => Ok(found.into_iter().map(|(id, _)| id).collect()),
+    let (found, skipped) = walk(&looked_for, limit);
+    match skipped {
+        0 => Ok(found.into_iter().map(|(id, _)| id).collect()),
+        _ if found.len() >= limit => Err(Error::TooMany { path: looked_for, limit }),
+        _ => Err(no(&format!("{skipped} directories below it cannot be read"))),
     }
 }
 

@@ -76,7 +76,7 @@ mod tests {
         lru.insert(0, 1);
         assert_eq!((lru.len(), lru.evicted()), (16, 0));
         lru.insert(16, 160);
-        assert_eq!((lru.get(&0), lru.get(&1), lru.get(&16)), (Some(&1), None, Some(&160)));
+        assert_eq!([0, 1, 16].map(|key| lru.get(&key).copied()), [Some(1), None, Some(160)]);
         assert_eq!(lru.len() as u64 + lru.evicted(), 17);
     }
 

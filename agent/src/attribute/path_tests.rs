@@ -54,7 +54,10 @@ fn pods_of_the_systemd_driver() {
             "pod={P} container={C}",
         ),
         ("/kubepods.slice/kubepods-pod{P_}.slice/docker-{C}.scope", "pod={P} container={C}"),
-        ("/kubepods.slice/kubepods-pod{P_}.slice/cri-containerd-{C}.scope/init.scope", "pod={P} container={C}"),
+        (
+            "/kubepods.slice/kubepods-pod{P_}.slice/cri-containerd-{C}.scope/init.scope",
+            "pod={P} container={C}",
+        ),
         ("/kubepods.slice/kubepods-pod{S}.slice/cri-containerd-{C}.scope", "pod={S} container={C}"),
         ("/kubepods.slice/kubepods-pod{P_}.slice", "pod={P}"),
         ("/kubepods.slice/kubepods-pod{P_}.slice/crio-conmon-{C}.scope", "pod={P}"),
@@ -67,12 +70,12 @@ fn pods_of_the_systemd_driver() {
             "/system.slice/containerd.service/kubepods-burstable-pod{P_}.slice:cri-containerd:{C}",
             "pod={P} container={C}",
         ),
+        ("/kubepods-besteffort-pod{P_}.slice:docker:{C}", "pod={P} container={C}"),
+        // From inside a cgroup namespace.
         (
-            "/kubepods-besteffort-pod{P_}.slice:docker:{C}",
+            "/../../kubepods-burstable-pod{P_}.slice/cri-containerd-{C}.scope",
             "pod={P} container={C}",
         ),
-        // From inside a cgroup namespace.
-        ("/../../kubepods-burstable-pod{P_}.slice/cri-containerd-{C}.scope", "pod={P} container={C}"),
     ]);
 }
 
