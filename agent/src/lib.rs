@@ -1,12 +1,23 @@
 //! The stages of podflame, in the order data flows through them.
 //!
 //! kernel → decode → aggregate → resolve (symbols, attribute) → store and serve → fold → export.
-//! A stage knows the types of [`event`] and [`profile`], and nothing of a later stage; only the
-//! commands wire them.
+//! A stage knows the types of [`event`] and [`profile`], and nothing of a later stage; only
+//! [`pipeline`] and the commands wire them.
 
 pub mod account;
 pub mod aggregate;
+pub mod attribute;
+pub mod clock;
+pub mod command;
 pub mod decode;
 pub mod event;
+pub mod export;
+pub mod fold;
+pub mod intern;
 pub mod kernel;
+pub mod pipeline;
 pub mod profile;
+pub mod resolve;
+pub mod select;
+pub mod store;
+pub mod symbols;
