@@ -113,8 +113,46 @@ impl Committed {
     }
 }
 
+/// Lints the BPF programs, which a `cargo clippy` of the workspace does not see.
+///
+/// # Errors
+/// When there are findings.
+pub(crate) fn clippy() -> Result<()> {
+    let (mut clippy, _) = cargo_for_bpf("clippy")?;
+    run(clippy.args(["--", "--deny", "warnings"])).context("lint the BPF programs")
+}
+
 /// Builds the object and returns its bytes: with BTF, without DWARF, without a path of this machine.
 fn build() -> Result<Vec<u8>> {
+    let (mut cargo, prefixes) = cargo_for_bpf("build")?;
+    progress("building the BPF programs");
+    run(&mut cargo).context("build the BPF programs")?;
+
+    let linked = target_dir().join("bpfel-unknown-none/bpf/podflame-ebpf");
+    let stripped = target_dir().join("podflame.bpf.o");
+    // Strips DWARF and keeps .BTF and .BTF.ext.
+    run(Command::new(Path::new(LLVM).join("bin/llvm-strip"))
+        .arg("-g")
+        .arg(&linked)
+        .arg("-o")
+        .arg(&stripped))?;
+    let object = read(&stripped)?;
+    for prefix in &prefixes {
+        let needle = prefix.as_os_str().as_encoded_bytes();
+        if object.windows(needle.len()).any(|bytes| bytes == needle) {
+            bail!("{}: holds the machine's path {}", stripped.display(), prefix.display());
+        }
+    }
+    Ok(object)
+}
+
+/// Its own directory: other flags than the host's would rebuild everything at each switch.
+fn target_dir() -> PathBuf {
+    target().join("bpf")
+}
+
+/// A cargo command on the BPF programs, and the directories that must not show in what it builds.
+fn cargo_for_bpf(command: &str) -> Result<(Command, Vec<PathBuf>)> {
     setup::rustup_component("rust-src", "lib/rustlib/src/rust/library/core/Cargo.toml")?;
     let path = setup::bpf_linker()?;
     // Where the sources of dependencies lie is known once they are there.
@@ -124,38 +162,19 @@ fn build() -> Result<Vec<u8>> {
         prefixes.iter().map(|(from, to)| format!("--remap-path-prefix={}={to}", from.display()));
     let flags: Vec<_> = RUSTFLAGS.into_iter().map(str::to_owned).chain(remap).collect();
 
-    progress("building the BPF programs");
-    // Its own directory: other flags than the host's would rebuild everything at each switch.
-    let dir = target().join("bpf");
-    run(cargo()
-        .args(["build", "--quiet", "--locked", "--package", "podflame-ebpf"])
+    let mut cargo = cargo();
+    cargo
+        .args([command, "--quiet", "--locked", "--package", "podflame-ebpf"])
         .args(["--bin", "podflame-ebpf", "--no-default-features", "--features", "programs"])
         .args(["--profile", "bpf", "-Zbuild-std=core", "--target", "bpfel-unknown-none"])
         .arg("--target-dir")
-        .arg(&dir)
+        .arg(target_dir())
         .env("PATH", path)
-        // build-std is unstable; the flag opens it on the stable compiler.
+        // build-std is unstable; the variable opens it on the stable compiler.
         .env("RUSTC_BOOTSTRAP", "1")
         .env_remove("RUSTFLAGS")
-        .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f")))
-    .context("build the BPF programs")?;
-
-    let linked = dir.join("bpfel-unknown-none/bpf/podflame-ebpf");
-    let stripped = dir.join("podflame.bpf.o");
-    // Strips DWARF and keeps .BTF and .BTF.ext.
-    run(Command::new(Path::new(LLVM).join("bin/llvm-strip"))
-        .arg("-g")
-        .arg(&linked)
-        .arg("-o")
-        .arg(&stripped))?;
-    let object = read(&stripped)?;
-    for (prefix, _) in &prefixes {
-        let needle = prefix.as_os_str().as_encoded_bytes();
-        if object.windows(needle.len()).any(|bytes| bytes == needle) {
-            bail!("{}: holds the machine's path {}", stripped.display(), prefix.display());
-        }
-    }
-    Ok(object)
+        .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"));
+    Ok((cargo, prefixes.into_iter().map(|(from, _)| from).collect()))
 }
 
 /// The directories that paths in debug information begin with, and what they are replaced by.
