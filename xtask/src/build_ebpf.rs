@@ -302,3 +302,104 @@ fn file_name(path: &str) -> &str {
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests fail by panicking")]
+mod tests {
+    use super::*;
+
+    const LOCK: &str = r#"version = 4
+
+[[package]]
+name = "leaf"
+version = "1.0.0"
+checksum = "aa"
+
+[[package]]
+name = "leaf"
+version = "2.0.0"
+checksum = "bb"
+
+[[package]]
+name = "other"
+version = "1.0.0"
+checksum = "cc"
+
+[[package]]
+name = "podflame-ebpf"
+version = "0.1.0"
+dependencies = [
+ "leaf 2.0.0",
+]
+"#;
+    const MANIFEST: &str = r#"[workspace]
+
+[profile.release]
+debug = 1
+# Why.
+
+[profile.bpf]
+inherits = "release"
+opt-level = 3
+"#;
+
+    /// A repository with an object that is fresh.
+    fn repository() -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path();
+        fs::create_dir_all(root.join("agent-ebpf/src/deep")).unwrap();
+        for (file, text) in [
+            ("Cargo.toml", MANIFEST),
+            ("Cargo.lock", LOCK),
+            ("agent-ebpf/Cargo.toml", "[package]\n"),
+            ("agent-ebpf/src/main.rs", "//! Programs.\n"),
+            ("agent-ebpf/src/deep/er.rs", "//! Deeper.\n"),
+            (OBJECT, "object"),
+        ] {
+            fs::write(root.join(file), text).unwrap();
+        }
+        let digest = hex(&Sha256::digest("object"));
+        let sources = sources(root).unwrap();
+        fs::write(root.join(DIGEST), format!("{digest}  o\n# sources {sources}\n# tools t\n"))
+            .unwrap();
+        dir
+    }
+
+    /// What `check` says after a file has changed.
+    fn after(file: &str, from: &str, to: &str) -> Option<String> {
+        let dir = repository();
+        let path = dir.path().join(file);
+        let old = fs::read_to_string(&path).unwrap();
+        assert!(old.contains(from), "{file} does not hold {from:?}");
+        fs::write(&path, old.replace(from, to)).unwrap();
+        check(dir.path()).err().map(|error| format!("{error:#}"))
+    }
+
+    #[test]
+    fn an_object_is_stale_once_anything_it_is_made_of_changes() {
+        let stale = Some(format!("{OBJECT}: older than its sources: {REMEDY}"));
+        assert_eq!(after("agent-ebpf/src/main.rs", "Programs", "Programs"), None);
+        assert_eq!(after("agent-ebpf/src/main.rs", "Programs", "Program"), stale);
+        assert_eq!(after("agent-ebpf/src/deep/er.rs", "Deeper", "deeper"), stale);
+        assert_eq!(after("agent-ebpf/Cargo.toml", "package", "lib"), stale);
+        assert_eq!(after("Cargo.toml", "opt-level = 3", "opt-level = 2"), stale);
+        assert_eq!(after("Cargo.lock", "\"bb\"", "\"b2\""), stale);
+        assert_eq!(after("Cargo.lock", "leaf 2.0.0", "leaf 1.0.0"), stale);
+    }
+
+    #[test]
+    fn an_object_is_not_stale_for_what_it_is_not_made_of() {
+        assert_eq!(after("Cargo.toml", "[workspace]\n", "[workspace]\nx = 1\n"), None);
+        assert_eq!(after("Cargo.toml", "# Why.", "# Because."), None);
+        assert_eq!(after("Cargo.lock", "\"cc\"", "\"c2\""), None);
+        assert_eq!(after("Cargo.lock", "\"aa\"", "\"a2\""), None);
+    }
+
+    #[test]
+    fn an_object_that_is_not_the_named_one_is_refused() {
+        let refused = format!("{OBJECT}: not the object that {DIGEST} names: {REMEDY}");
+        assert_eq!(after(OBJECT, "object", "objects"), Some(refused));
+        let unnamed = format!("{DIGEST}: no line `# sources …`: {REMEDY}");
+        assert_eq!(after(DIGEST, "# sources", "# source"), Some(unnamed));
+    }
+}

@@ -24,10 +24,11 @@ pub(crate) const LLVM: &str = "/usr/lib/llvm-22";
 /// When apt-get fails, or is needed and neither root nor sudo is at hand.
 pub(crate) fn apt(packages: &[&str], proofs: &[&str]) -> Result<()> {
     static UPDATE: Once = Once::new();
-    let there = |proof: &&str| {
-        if proof.contains('/') { PathBuf::from(proof).exists() } else { which(proof).is_some() }
+    let there = |proof: &&str| match proof.contains('/') {
+        true => PathBuf::from(proof).exists(),
+        false => which(proof).is_some(),
     };
-    if proofs.iter().all(|proof| there(proof)) {
+    if proofs.iter().all(there) {
         return Ok(());
     }
     let wanted = packages.join(" ");
