@@ -113,8 +113,46 @@ impl Committed {
     }
 }
 
+/// Lints the BPF programs, which a `cargo clippy` of the workspace does not see.
+///
+/// # Errors
+/// When there are findings.
+pub(crate) fn clippy() -> Result<()> {
+    let (mut clippy, _) = cargo_for_bpf("clippy")?;
+    run(clippy.args(["--", "--deny", "warnings"])).context("lint the BPF programs")
+}
+
 /// Builds the object and returns its bytes: with BTF, without DWARF, without a path of this machine.
 fn build() -> Result<Vec<u8>> {
+    let (mut cargo, prefixes) = cargo_for_bpf("build")?;
+    progress("building the BPF programs");
+    run(&mut cargo).context("build the BPF programs")?;
+
+    let linked = target_dir().join("bpfel-unknown-none/bpf/podflame-ebpf");
+    let stripped = target_dir().join("podflame.bpf.o");
+    // Strips DWARF and keeps .BTF and .BTF.ext.
+    run(Command::new(Path::new(LLVM).join("bin/llvm-strip"))
+        .arg("-g")
+        .arg(&linked)
+        .arg("-o")
+        .arg(&stripped))?;
+    let object = read(&stripped)?;
+    for prefix in &prefixes {
+        let needle = prefix.as_os_str().as_encoded_bytes();
+        if object.windows(needle.len()).any(|bytes| bytes == needle) {
+            bail!("{}: holds the machine's path {}", stripped.display(), prefix.display());
+        }
+    }
+    Ok(object)
+}
+
+/// Its own directory: other flags than the host's would rebuild everything at each switch.
+fn target_dir() -> PathBuf {
+    target().join("bpf")
+}
+
+/// A cargo command on the BPF programs, and the directories that must not show in what it builds.
+fn cargo_for_bpf(command: &str) -> Result<(Command, Vec<PathBuf>)> {
     setup::rustup_component("rust-src", "lib/rustlib/src/rust/library/core/Cargo.toml")?;
     let path = setup::bpf_linker()?;
     // Where the sources of dependencies lie is known once they are there.
@@ -124,38 +162,19 @@ fn build() -> Result<Vec<u8>> {
         prefixes.iter().map(|(from, to)| format!("--remap-path-prefix={}={to}", from.display()));
     let flags: Vec<_> = RUSTFLAGS.into_iter().map(str::to_owned).chain(remap).collect();
 
-    progress("building the BPF programs");
-    // Its own directory: other flags than the host's would rebuild everything at each switch.
-    let dir = target().join("bpf");
-    run(cargo()
-        .args(["build", "--quiet", "--locked", "--package", "podflame-ebpf"])
+    let mut cargo = cargo();
+    cargo
+        .args([command, "--quiet", "--locked", "--package", "podflame-ebpf"])
         .args(["--bin", "podflame-ebpf", "--no-default-features", "--features", "programs"])
         .args(["--profile", "bpf", "-Zbuild-std=core", "--target", "bpfel-unknown-none"])
         .arg("--target-dir")
-        .arg(&dir)
+        .arg(target_dir())
         .env("PATH", path)
-        // build-std is unstable; the flag opens it on the stable compiler.
+        // build-std is unstable; the variable opens it on the stable compiler.
         .env("RUSTC_BOOTSTRAP", "1")
         .env_remove("RUSTFLAGS")
-        .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f")))
-    .context("build the BPF programs")?;
-
-    let linked = dir.join("bpfel-unknown-none/bpf/podflame-ebpf");
-    let stripped = dir.join("podflame.bpf.o");
-    // Strips DWARF and keeps .BTF and .BTF.ext.
-    run(Command::new(Path::new(LLVM).join("bin/llvm-strip"))
-        .arg("-g")
-        .arg(&linked)
-        .arg("-o")
-        .arg(&stripped))?;
-    let object = read(&stripped)?;
-    for (prefix, _) in &prefixes {
-        let needle = prefix.as_os_str().as_encoded_bytes();
-        if object.windows(needle.len()).any(|bytes| bytes == needle) {
-            bail!("{}: holds the machine's path {}", stripped.display(), prefix.display());
-        }
-    }
-    Ok(object)
+        .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"));
+    Ok((cargo, prefixes.into_iter().map(|(from, _)| from).collect()))
 }
 
 /// The directories that paths in debug information begin with, and what they are replaced by.
@@ -282,4 +301,105 @@ fn file_name(path: &str) -> &str {
 
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests fail by panicking")]
+mod tests {
+    use super::*;
+
+    const LOCK: &str = r#"version = 4
+
+[[package]]
+name = "leaf"
+version = "1.0.0"
+checksum = "aa"
+
+[[package]]
+name = "leaf"
+version = "2.0.0"
+checksum = "bb"
+
+[[package]]
+name = "other"
+version = "1.0.0"
+checksum = "cc"
+
+[[package]]
+name = "podflame-ebpf"
+version = "0.1.0"
+dependencies = [
+ "leaf 2.0.0",
+]
+"#;
+    const MANIFEST: &str = r#"[workspace]
+
+[profile.release]
+debug = 1
+# Why.
+
+[profile.bpf]
+inherits = "release"
+opt-level = 3
+"#;
+
+    /// A repository with an object that is fresh.
+    fn repository() -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path();
+        fs::create_dir_all(root.join("agent-ebpf/src/deep")).unwrap();
+        for (file, text) in [
+            ("Cargo.toml", MANIFEST),
+            ("Cargo.lock", LOCK),
+            ("agent-ebpf/Cargo.toml", "[package]\n"),
+            ("agent-ebpf/src/main.rs", "//! Programs.\n"),
+            ("agent-ebpf/src/deep/er.rs", "//! Deeper.\n"),
+            (OBJECT, "object"),
+        ] {
+            fs::write(root.join(file), text).unwrap();
+        }
+        let digest = hex(&Sha256::digest("object"));
+        let sources = sources(root).unwrap();
+        fs::write(root.join(DIGEST), format!("{digest}  o\n# sources {sources}\n# tools t\n"))
+            .unwrap();
+        dir
+    }
+
+    /// What `check` says after a file has changed.
+    fn after(file: &str, from: &str, to: &str) -> Option<String> {
+        let dir = repository();
+        let path = dir.path().join(file);
+        let old = fs::read_to_string(&path).unwrap();
+        assert!(old.contains(from), "{file} does not hold {from:?}");
+        fs::write(&path, old.replace(from, to)).unwrap();
+        check(dir.path()).err().map(|error| format!("{error:#}"))
+    }
+
+    #[test]
+    fn an_object_is_stale_once_anything_it_is_made_of_changes() {
+        let stale = Some(format!("{OBJECT}: older than its sources: {REMEDY}"));
+        assert_eq!(after("agent-ebpf/src/main.rs", "Programs", "Programs"), None);
+        assert_eq!(after("agent-ebpf/src/main.rs", "Programs", "Program"), stale);
+        assert_eq!(after("agent-ebpf/src/deep/er.rs", "Deeper", "deeper"), stale);
+        assert_eq!(after("agent-ebpf/Cargo.toml", "package", "lib"), stale);
+        assert_eq!(after("Cargo.toml", "opt-level = 3", "opt-level = 2"), stale);
+        assert_eq!(after("Cargo.lock", "\"bb\"", "\"b2\""), stale);
+        assert_eq!(after("Cargo.lock", "leaf 2.0.0", "leaf 1.0.0"), stale);
+    }
+
+    #[test]
+    fn an_object_is_not_stale_for_what_it_is_not_made_of() {
+        assert_eq!(after("Cargo.toml", "[workspace]\n", "[workspace]\nx = 1\n"), None);
+        assert_eq!(after("Cargo.toml", "# Why.", "# Because."), None);
+        assert_eq!(after("Cargo.lock", "\"cc\"", "\"c2\""), None);
+        assert_eq!(after("Cargo.lock", "\"aa\"", "\"a2\""), None);
+    }
+
+    #[test]
+    fn an_object_that_is_not_the_named_one_is_refused() {
+        let refused = format!("{OBJECT}: not the object that {DIGEST} names: {REMEDY}");
+        assert_eq!(after(OBJECT, "object", "objects"), Some(refused));
+        let unnamed = format!("{DIGEST}: no line `# sources …`: {REMEDY}");
+        assert_eq!(after(DIGEST, "# sources", "# source"), Some(unnamed));
+    }
 }

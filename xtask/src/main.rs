@@ -4,10 +4,14 @@
 //! Nothing here is part of the product.
 
 mod build_ebpf;
+mod lint;
 mod setup;
 mod shell;
+mod test;
+mod tidy;
 
-use anyhow::Result;
+use std::process::ExitCode;
+
 use clap::{Parser, Subcommand};
 
 /// The chores of podflame.
@@ -26,11 +30,31 @@ enum Chore {
         #[arg(long)]
         check: bool,
     },
+    /// Check what needs no running: format, lints, conventions, licences, the BPF object.
+    Lint,
+    /// Run every test: units, then, as root, those on the running kernel.
+    Test {
+        /// Run only tests with this in their name.
+        #[arg(long)]
+        filter: Option<String>,
+    },
+    /// Check the conventions that neither rustfmt nor clippy knows; a part of `lint`.
+    Tidy,
 }
 
-fn main() -> Result<()> {
-    match Cli::parse().chore {
+fn main() -> ExitCode {
+    let done = match Cli::parse().chore {
         Chore::BuildEbpf { check: true } => build_ebpf::check(shell::root()),
         Chore::BuildEbpf { check: false } => build_ebpf::build_and_commit(),
+        Chore::Lint => lint::lint(),
+        Chore::Test { filter } => return test::test(filter.as_deref()),
+        Chore::Tidy => tidy::tidy(),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
     }
 }

@@ -3,14 +3,17 @@
 //! Debian packages go into the system, since that is where they belong; everything else goes under
 //! `target/`, so that the versions pinned here never replace the user's own.
 
-use std::{path::PathBuf, process::Command, sync::Once};
+use std::{fs, path::PathBuf, process::Command, sync::Once};
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::shell::{cargo, output, path_with, progress, run, target, which};
+use crate::shell::{cargo, output, path_with, progress, root, run, target, which};
 
 /// The linker of the BPF object. Another version may give other bytes.
 pub(crate) const BPF_LINKER: &str = "0.13.0";
+
+/// Checks licences, sources and duplicates of dependencies.
+const CARGO_DENY: &str = "0.20.2";
 
 /// Debian's LLVM of the version that rustc 1.95 is built with.
 pub(crate) const LLVM: &str = "/usr/lib/llvm-22";
@@ -21,10 +24,11 @@ pub(crate) const LLVM: &str = "/usr/lib/llvm-22";
 /// When apt-get fails, or is needed and neither root nor sudo is at hand.
 pub(crate) fn apt(packages: &[&str], proofs: &[&str]) -> Result<()> {
     static UPDATE: Once = Once::new();
-    let there = |proof: &&str| {
-        if proof.contains('/') { PathBuf::from(proof).exists() } else { which(proof).is_some() }
+    let there = |proof: &&str| match proof.contains('/') {
+        true => PathBuf::from(proof).exists(),
+        false => which(proof).is_some(),
     };
-    if proofs.iter().all(|proof| there(proof)) {
+    if proofs.iter().all(there) {
         return Ok(());
     }
     let wanted = packages.join(" ");
@@ -46,8 +50,7 @@ pub(crate) fn apt(packages: &[&str], proofs: &[&str]) -> Result<()> {
 
 /// A command run by root: directly, or by sudo where this user is not root.
 fn as_root(program: &str) -> Command {
-    let root = output(Command::new("id").arg("-u")).is_ok_and(|uid| uid == "0");
-    if root {
+    if is_root() {
         let mut command = Command::new(program);
         command.env("DEBIAN_FRONTEND", "noninteractive");
         command
@@ -99,4 +102,56 @@ pub(crate) fn bpf_linker() -> Result<std::ffi::OsString> {
         .env("PATH", path_with(&PathBuf::from(LLVM).join("bin"))?)
         .env("LLVM_SYS_221_PREFIX", LLVM))?;
     Ok(path)
+}
+
+/// Installs cargo-deny unless there is one (several minutes).
+///
+/// # Errors
+/// When it cannot be built.
+pub(crate) fn cargo_deny() -> Result<std::ffi::OsString> {
+    let tools = target().join("tools");
+    let path = path_with(&tools.join("bin"))?;
+    let found = Command::new("cargo-deny").arg("--version").env("PATH", &path).output();
+    if found.is_ok_and(|out| out.status.success()) {
+        return Ok(path);
+    }
+    progress(format!("cargo install cargo-deny {CARGO_DENY} (several minutes)"));
+    run(cargo()
+        .args(["install", "--quiet", "--locked", "cargo-deny", "--version", CARGO_DENY])
+        .args(["--no-default-features", "--root"])
+        .arg(&tools))?;
+    Ok(path)
+}
+
+/// The directory of the Python, buf and Go of `tests/requirements.txt`, installed if need be.
+///
+/// # Errors
+/// When the virtual environment cannot be made or filled.
+pub(crate) fn python_tools() -> Result<PathBuf> {
+    let wanted = root().join("tests/requirements.txt");
+    let venv = target().join("venv");
+    let bin = venv.join("bin");
+    // A copy of the list is left once all of it is installed.
+    let stamp = venv.join("requirements.txt");
+    let list = fs::read(&wanted).with_context(|| format!("read {}", wanted.display()))?;
+    if fs::read(&stamp).is_ok_and(|installed| installed == list) {
+        return Ok(bin);
+    }
+    let has_venv = Command::new("python3").args(["-c", "import ensurepip"]).output();
+    if !has_venv.is_ok_and(|out| out.status.success()) {
+        // Debian keeps the module apart from Python; nothing on disk has a fixed name to look for.
+        apt(&["python3", "python3-venv"], &["/nonexistent"])?;
+    }
+    progress("installing Python, buf and Go for the tests into target/venv");
+    run(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&venv))?;
+    run(Command::new(bin.join("python"))
+        .args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--requirement"])
+        .arg(&wanted))?;
+    fs::copy(&wanted, &stamp).with_context(|| format!("write {}", stamp.display()))?;
+    Ok(bin)
+}
+
+/// Whether this user is root.
+pub(crate) fn is_root() -> bool {
+    output(Command::new("id").arg("-u")).is_ok_and(|uid| uid == "0")
 }
