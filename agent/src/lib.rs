@@ -5,5 +5,11 @@
 //! commands wire them.
 
 pub mod account;
+pub mod clock;
 pub mod event;
+#[cfg(test)]
+mod fixture;
 pub mod profile;
+pub mod select;
+pub mod serve;
+pub mod store;
