@@ -12,6 +12,8 @@ pub mod command;
 pub mod decode;
 pub mod event;
 pub mod export;
+#[cfg(test)]
+mod fixture;
 pub mod fold;
 pub mod intern;
 pub mod kernel;
@@ -19,5 +21,6 @@ pub mod pipeline;
 pub mod profile;
 pub mod resolve;
 pub mod select;
+pub mod serve;
 pub mod store;
 pub mod symbols;

@@ -112,7 +112,7 @@ impl Pipeline {
             work,
             places: Arc::new(Semaphore::new(FLUSHES)),
             sighted: HashSet::default(),
-            since: clock::now(),
+            since: clock::monotonic(),
             cgroups: options.cgroups,
         };
         let collector = tokio::spawn(collector.run(ring, options.flush, stopped));
@@ -235,7 +235,7 @@ impl Collector {
         for (account, count) in self.account.probes.iter_mut().zip(flush.aggregated) {
             account.aggregated += count;
         }
-        let start = std::mem::replace(&mut self.since, clock::now());
+        let start = std::mem::replace(&mut self.since, clock::monotonic());
         let account = Box::new(self.account.clone());
         let work = Work::Flush { flush, start, end: self.since, account, _place: place };
         if self.work.send(work).await.is_err() {

@@ -1,0 +1,25 @@
+//! The subcommands: each turns its options into a run of the stages. The only place that knows
+//! clap, and that prints.
+
+use std::process::ExitCode;
+
+pub mod filter;
+pub mod record;
+
+/// How a command ended, when it did not fail.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// What was asked for is done.
+    Done,
+    /// It ran, and the answer is no.
+    No,
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        match exit {
+            Exit::Done => Self::SUCCESS,
+            Exit::No => Self::FAILURE,
+        }
+    }
+}

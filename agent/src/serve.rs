@@ -1,0 +1,3 @@
+//! Serves what the agent has to programs, over gRPC.
+
+pub mod hub;
