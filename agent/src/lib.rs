@@ -6,4 +6,6 @@
 
 pub mod account;
 pub mod event;
+pub mod export;
+pub mod fold;
 pub mod profile;
