@@ -7,3 +7,4 @@
 pub mod account;
 pub mod event;
 pub mod profile;
+pub mod symbols;
