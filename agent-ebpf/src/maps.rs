@@ -5,7 +5,7 @@ use aya_ebpf::{
     macros::{btf_map, map},
     maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf},
 };
-use podflame_wire::{Control, Counters, FaultRecord, MAX_FRAMES, Probe, RetransmitRecord, SampleRecord, Task};
+use podflame_wire::{Control, Counters, FaultRecord, MAX_CGROUPS, MAX_FRAMES, Probe, RetransmitRecord, SampleRecord, Task};
 
 use crate::stack::Walk;
 
@@ -58,7 +58,7 @@ pub(crate) static CONTROL: Array<Control> = Array::with_max_entries(1, 0);
 
 /// The cgroups that are stored when `Control::only_cgroups` is set.
 #[map]
-pub(crate) static CGROUPS: HashMap<u64, u8> = HashMap::with_max_entries(16384, 0);
+pub(crate) static CGROUPS: HashMap<u64, u8> = HashMap::with_max_entries(MAX_CGROUPS, 0);
 
 /// Processes whose first record has woken the agent. An evicted one wakes it once more.
 #[map]

@@ -16,6 +16,9 @@ pub const MAX_FRAMES: usize = 127;
 /// Bytes of a `comm`, the NUL included (`TASK_COMM_LEN` in `include/linux/sched.h`).
 pub const COMM_LEN: usize = 16;
 
+/// Most cgroups that a filter can hold. Each costs about 64 bytes of kernel memory.
+pub const MAX_CGROUPS: u32 = 16_384;
+
 /// A socket's sender stack is taken at most once in this time, in nanoseconds. Each capture costs a
 /// walk of the stack, so that a shorter time makes busy lossy senders slower.
 pub const SENDER_INTERVAL_NS: u64 = 10_000_000;

@@ -1,12 +1,14 @@
 //! Which part of the node a command looks at: the options `--pid` and `--cgroup`.
 
+use std::path::{Path, PathBuf};
+
 use anyhow::bail;
-use std::{path::Path, time::Duration};
 
-use crate::{attribute, kernel::Filter, pipeline::CgroupFinder};
-
-/// How often a chosen cgroup is searched for new ones below it at the most.
-pub const FOLLOW: Duration = Duration::from_millis(500);
+use crate::{
+    attribute::cgroups,
+    kernel::{Filter, MAX_CGROUPS},
+    pipeline::CgroupFinder,
+};
 
 /// What to keep; the rest is filtered in the kernel.
 #[derive(Clone, Debug, Default, clap::Args)]
@@ -17,7 +19,7 @@ pub struct Args {
 
     /// Only this cgroup (v2) and those below it; a path below its mount, or a full one
     #[arg(long, value_name = "PATH")]
-    pub cgroup: Option<String>,
+    pub cgroup: Option<PathBuf>,
 }
 
 impl Args {
@@ -35,11 +37,11 @@ impl Args {
         let Some(path) = self.cgroup.clone() else {
             return Ok((Filter { cgroups: None, pid: self.pid }, None));
         };
-        let cgroups = attribute::descendants(&path)?;
+        let cgroups = cgroups::descendants(&path, MAX_CGROUPS)?;
         let mut last = cgroups.clone();
         let find: CgroupFinder = Box::new(move || {
             // When the cgroup is gone, its last events may still come.
-            if let Ok(now) = attribute::descendants(&path) {
+            if let Ok(now) = cgroups::descendants(&path, MAX_CGROUPS) {
                 last = now;
             }
             last.clone()
@@ -52,6 +54,6 @@ impl Args {
     pub fn describe(&self) -> Option<String> {
         self.pid
             .map(|pid| format!("process {pid}"))
-            .or_else(|| self.cgroup.as_ref().map(|path| format!("cgroup {path}")))
+            .or_else(|| self.cgroup.as_ref().map(|path| format!("cgroup {}", path.display())))
     }
 }

@@ -14,7 +14,7 @@ use tokio::sync::mpsc;
 
 use crate::{
     account::Account,
-    attribute,
+    attribute::Attributor,
     clock::{self, Clock},
     command::{Exit, filter},
     event::{KTime, Probe},
@@ -234,7 +234,7 @@ async fn record(args: &Args) -> anyhow::Result<Recording> {
         cgroups,
     };
     let resolver =
-        Resolver::new(Symbols::new(Limits::default()), attribute::Attributor::default());
+        Resolver::new(Symbols::new(Limits::default()), Attributor::new());
     let (sender, batches) = mpsc::channel(BATCHES);
     let pipeline = Pipeline::start(options, resolver, sender)?;
     let start = clock::monotonic();

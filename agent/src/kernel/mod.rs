@@ -49,6 +49,9 @@ const RING_BYTES_MIN: u32 = 1 << 20;
 /// The ring buffer's greatest size, whatever the machine.
 const RING_BYTES_MAX: u32 = 32 << 20;
 
+/// Most cgroups that [`Filter::cgroups`] can hold.
+pub const MAX_CGROUPS: usize = podflame_wire::MAX_CGROUPS as usize;
+
 /// What to profile, and how.
 #[derive(Clone, Debug)]
 pub struct Config {

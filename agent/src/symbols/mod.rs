@@ -1,0 +1,577 @@
+//! Addresses → functions, of user space and of the kernel.
+//!
+//! [`Symbols`] has one owner and blocks on files, so it runs on a thread of its own. It reads the
+//! mappings of a process at first sight and keeps the files of its code open, so that samples of a
+//! process that is gone get names too. Everything it reads from a process is hostile: sizes are
+//! bounded, files are regular and never mapped, and an address that stays unknown says why.
+//!
+//! Not for unwinding, and not for escaping names.
+
+mod debug;
+mod dwarf;
+mod elf;
+mod files;
+mod kernel;
+mod maps;
+mod meter;
+mod names;
+mod perf;
+mod process;
+mod results;
+mod sys;
+mod table;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use hashbrown::HashMap;
+
+use self::{
+    dwarf::Frame,
+    files::Files,
+    kernel::Kernel,
+    perf::PerfMap,
+    process::{Content, Image, Images, Memory, ProcDir},
+    results::Results,
+};
+use crate::event::ProcessKey;
+
+/// Shortest time between two readings of a process's mappings when an address is in none.
+const AGAIN: Duration = Duration::from_millis(100);
+/// Time after which the mappings of a process that is still seen are read again, since another
+/// program or library may have taken the place of the one that was known (exec, dlclose).
+const REFRESH: Duration = Duration::from_secs(10);
+/// A process's mappings may cost this share of the time, whatever their number: 1 in 200.
+const COST: u32 = 200;
+
+/// What may be held. Memory is given for x86-64.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// Processes; some 200 bytes each besides their mappings.
+    pub processes: usize,
+    /// Mappings of one process. The kernel's own bound is 65,530 (`vm.max_map_count`).
+    pub mappings_per_process: usize,
+    /// Mappings of all processes, of 40 bytes: 10 MiB.
+    pub mappings: usize,
+    /// Descriptors of executable files and their debug files. The usual soft limit of a process is
+    /// 1,024, and the rest of the agent needs some too.
+    pub files: usize,
+    /// Bytes of the symbol table of one file, 16 a function. A browser has a million functions.
+    pub table_bytes_per_file: u64,
+    /// Bytes of the symbol tables of all files.
+    pub table_bytes: u64,
+    /// Bytes of the DWARF sections of one file, decompressed. Larger ones get names from the symbol
+    /// table, without inlined functions and lines.
+    pub dwarf_bytes_per_file: u64,
+    /// Bytes of the DWARF sections of all files. It is only taken while new addresses come up.
+    pub dwarf_bytes: u64,
+    /// Addresses whose functions are remembered, of 150 bytes or so: 10 MiB.
+    pub results: usize,
+    /// Bytes of one process's perf map that are read.
+    pub perf_map_bytes: u64,
+    /// Functions of one process's perf map that are kept, of about 50 bytes.
+    pub perf_map_entries: usize,
+    /// Functions of all perf maps.
+    pub perf_entries: usize,
+    /// Perf maps, each with a descriptor.
+    pub perf_maps: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            processes: 4096,
+            mappings_per_process: 1 << 16,
+            mappings: 1 << 18,
+            files: 512,
+            table_bytes_per_file: 16 << 20,
+            table_bytes: 32 << 20,
+            dwarf_bytes_per_file: 64 << 20,
+            dwarf_bytes: 64 << 20,
+            results: 1 << 16,
+            perf_map_bytes: 64 << 20,
+            perf_map_entries: 1 << 17,
+            perf_entries: 1 << 18,
+            perf_maps: 128,
+        }
+    }
+}
+
+/// What an address stands for: one function, or the reason why none is known.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Symbol {
+    /// The function, demangled. For an unknown one the module in brackets, or the reason.
+    pub name: Arc<str>,
+    /// Its source file, empty if unknown.
+    pub file: Arc<str>,
+    /// Line in that file, 0 if unknown.
+    pub line: u32,
+    /// The compiler put this function into the next one.
+    pub inlined: bool,
+    /// What the code is part of.
+    pub module: Arc<Module>,
+    /// Offset in the module's file; the address itself for the kernel, and where there is no file.
+    pub offset: u64,
+    /// Why the function is unknown.
+    pub unknown: Option<Unknown>,
+}
+
+/// A file, or another thing with a name, that code or data was mapped from.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Module {
+    /// Its path as the process sees it, or a name in brackets as in `/proc/PID/maps`; `[kernel]`
+    /// and `[MODULE]` for the kernel and its modules; empty if unknown.
+    pub path: Arc<str>,
+    /// Its GNU build ID in hexadecimal, empty if it has none or is not code.
+    pub build_id: Arc<str>,
+}
+
+/// What is mapped at an address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Region {
+    /// The file or the region; its path is `[unknown: REASON]` if that is not known.
+    pub mapping: Arc<Module>,
+    /// Offset in the file, or in the region if there is no file.
+    pub offset: u64,
+}
+
+/// Declares the reasons with their names.
+macro_rules! reasons {
+    ($($(#[$meta:meta])* $variant:ident = $text:literal;)*) => {
+        /// Why an address has no function.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        pub enum Unknown { $($(#[$meta])* $variant,)* }
+
+        impl Unknown {
+            /// Every reason.
+            pub const ALL: &'static [Self] = &[$(Self::$variant,)*];
+
+            /// The reason in a word or two.
+            #[must_use]
+            pub fn name(self) -> &'static str {
+                match self { $(Self::$variant => $text,)* }
+            }
+        }
+    };
+}
+
+reasons! {
+    /// The process was gone before it was seen.
+    NoProcess = "process gone";
+    /// Nothing is mapped there.
+    Unmapped = "unmapped";
+    /// No symbol covers it: the file is stripped, or the code was made at run time.
+    NoSymbol = "no symbol";
+    /// What is mapped is not an ELF file.
+    NotElf = "not ELF";
+    /// The ELF file contradicts itself.
+    Malformed = "malformed";
+    /// It is beyond a limit.
+    TooLarge = "too large";
+    /// The file could not be opened or read.
+    Unreadable = "unreadable";
+    /// The file has been changed since it was mapped.
+    Changed = "file changed";
+    /// The file was closed to stay within the limits, and the process is gone.
+    Evicted = "evicted";
+    /// The kernel hides its addresses (`kernel.kptr_restrict`; `CAP_SYSLOG` shows them).
+    Restricted = "restricted";
+}
+
+/// What has been done and is held.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// Processes known.
+    pub processes: usize,
+    /// Mappings of them.
+    pub mappings: usize,
+    /// Files open, debug files not counted.
+    pub files: usize,
+    /// Descriptors held.
+    pub descriptors: usize,
+    /// Bytes of symbol tables, the kernel's included.
+    pub table_bytes: u64,
+    /// Bytes of DWARF.
+    pub dwarf_bytes: u64,
+    /// Functions of perf maps.
+    pub perf_entries: usize,
+    /// Addresses remembered.
+    pub results: usize,
+    /// Readings of mappings.
+    pub maps_read: u64,
+    /// Readings that met the limit of mappings.
+    pub maps_cut: u64,
+    /// Perf maps that met a limit.
+    pub perf_maps_cut: u64,
+    /// Processes forgotten to stay within the limits.
+    pub processes_evicted: u64,
+    /// Files closed to stay within the limits.
+    pub files_evicted: u64,
+    /// Symbol tables dropped to stay within the limits.
+    pub tables_evicted: u64,
+    /// DWARF dropped to stay within the limits.
+    pub dwarf_evicted: u64,
+    /// Perf maps dropped to stay within the limits.
+    pub perf_maps_evicted: u64,
+    /// Times DWARF was loaded.
+    pub dwarf_loads: u64,
+    /// Files whose DWARF is too large or malformed.
+    pub dwarf_refused: u64,
+    /// Look-ups that DWARF could not answer within its bounds.
+    pub dwarf_failed: u64,
+    /// Resolutions that ended without a function, by the order of [`Unknown::ALL`].
+    pub unknown: [u64; Unknown::ALL.len()],
+}
+
+struct Process {
+    memory: Memory,
+    /// Why nothing is known of it.
+    gone: Option<Unknown>,
+    perf: PerfMap,
+    read: Instant,
+    cost: Duration,
+    used: u64,
+}
+
+/// Turns addresses into functions.
+pub struct Symbols {
+    limits: Limits,
+    processes: HashMap<ProcessKey, Process, foldhash::fast::RandomState>,
+    files: Files,
+    images: Images,
+    kernel: Kernel,
+    results: Results,
+    /// Answers for addresses of which not even the module is known.
+    nowhere: Vec<Arc<[Symbol]>>,
+    stats: Stats,
+    clock: u64,
+}
+
+impl Symbols {
+    /// An empty set; nothing is read yet.
+    #[must_use]
+    pub fn new(limits: Limits) -> Self {
+        let nowhere = Unknown::ALL.iter().map(|unknown| nowhere(*unknown)).collect();
+        Self {
+            limits,
+            processes: HashMap::default(),
+            files: Files::default(),
+            images: Images::default(),
+            kernel: Kernel::default(),
+            results: Results::default(),
+            nowhere,
+            stats: Stats::default(),
+            clock: 0,
+        }
+    }
+
+    /// Reads the mappings of a process that is new, and opens the files of its code. Of a known one
+    /// they are read again after some seconds. Cheap otherwise.
+    pub fn sight(&mut self, process: ProcessKey) {
+        self.clock += 1;
+        match self.processes.get_mut(&process) {
+            Some(known) => {
+                known.used = self.clock;
+                let due = REFRESH.max(known.cost * COST);
+                if known.gone.is_none() && known.read.elapsed() >= due {
+                    self.read(process);
+                    self.files.drop_idle(Instant::now());
+                }
+            }
+            None => self.read(process),
+        }
+    }
+
+    /// The functions at an address of a process, innermost first; never empty. A return address is
+    /// looked up at the call before it.
+    pub fn user(
+        &mut self,
+        process: ProcessKey,
+        address: u64,
+        is_return_address: bool,
+    ) -> Arc<[Symbol]> {
+        let address = address.wrapping_sub(is_return_address.into());
+        self.sight(process);
+        let (image, offset) = match self.locate(process, address) {
+            Ok(found) => found,
+            Err(unknown) => return self.unknown(unknown),
+        };
+        if let Some(known) = self.results.get((image.id, offset)) {
+            return Arc::clone(known);
+        }
+        match image.content {
+            Content::File(key) => {
+                let mut found = self.in_file(process, &image, &key, offset);
+                if found == Err(Unknown::Evicted) && self.reopen(process) {
+                    found = self.in_file(process, &image, &key, offset);
+                }
+                self.answer(&image, offset, found)
+            }
+            Content::Other(unknown) => self.in_perf_map(process, &image, address, unknown),
+        }
+    }
+
+    /// The function at an address of the kernel; as [`user`](Self::user).
+    pub fn kernel(&mut self, address: u64, is_return_address: bool) -> Arc<[Symbol]> {
+        let address = address.wrapping_sub(is_return_address.into());
+        if let Some(known) = self.results.get((0, address)) {
+            return Arc::clone(known);
+        }
+        let (name, module) = match self.kernel.find(address) {
+            Ok(found) => found,
+            Err(unknown) => {
+                self.count(unknown);
+                let path: Arc<str> = self.results.name("[kernel]");
+                let module = Arc::new(Module { path: Arc::clone(&path), ..Module::default() });
+                return one(path, module, address, Some(unknown));
+            }
+        };
+        let module = Arc::new(Module { path: Arc::clone(module), ..Module::default() });
+        let name = self.results.name(&names::demangle(name));
+        let symbols = one(name, module, address, None);
+        self.results.insert((0, address), Arc::clone(&symbols), self.limits.results);
+        symbols
+    }
+
+    /// What is mapped at an address of a process, for page faults.
+    pub fn region(&mut self, process: ProcessKey, address: u64) -> Region {
+        self.sight(process);
+        match self.locate(process, address) {
+            Ok((image, offset)) => Region { mapping: Arc::clone(&image.module), offset },
+            Err(unknown) => {
+                let symbols = self.unknown(unknown);
+                let path = symbols.first().map(|s| Arc::clone(&s.name)).unwrap_or_default();
+                let mapping = Arc::new(Module { path, ..Module::default() });
+                Region { mapping, offset: address }
+            }
+        }
+    }
+
+    /// The path of a process's executable as the process sees it.
+    pub fn executable(&mut self, process: ProcessKey) -> Option<Arc<str>> {
+        self.sight(process);
+        self.processes.get(&process)?.memory.executable.clone()
+    }
+
+    /// What has been done and is held.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        let (files, descriptors, table_bytes, dwarf_bytes) = self.files.held();
+        let perf = self.processes.values().map(|p| &p.perf);
+        Stats {
+            processes: self.processes.len(),
+            mappings: self.mappings(),
+            files,
+            descriptors: descriptors + perf.clone().filter(|p| p.is_open()).count(),
+            table_bytes: table_bytes + self.kernel.bytes() as u64,
+            dwarf_bytes,
+            perf_entries: perf.map(PerfMap::len).sum(),
+            results: self.results.len(),
+            ..self.stats.clone()
+        }
+    }
+
+    fn mappings(&self) -> usize {
+        self.processes.values().map(|p| p.memory.len()).sum()
+    }
+
+    /// Reads a process's mappings. What was known of one that is gone by now stays.
+    fn read(&mut self, key: ProcessKey) {
+        let start = Instant::now();
+        let memory = ProcDir::open(key).and_then(|dir| {
+            Memory::read(&dir, &mut self.files, &mut self.images, &self.limits, &mut self.stats)
+        });
+        let (read, cost) = (Instant::now(), start.elapsed());
+        match (self.processes.get_mut(&key), memory) {
+            (Some(known), memory) => {
+                (known.read, known.cost) = (read, cost);
+                if let Ok(memory) = memory {
+                    (known.memory, known.gone) = (memory, None);
+                }
+            }
+            (None, memory) => {
+                let gone = memory.as_ref().err().copied();
+                let memory = memory.unwrap_or_default();
+                let perf = PerfMap::new(self.images.fresh_id());
+                let used = self.clock;
+                self.processes.insert(key, Process { memory, gone, perf, read, cost, used });
+            }
+        }
+        self.shrink(key);
+    }
+
+    /// Forgets the processes seen longest ago, but not `keep`, until the rest is within the limits.
+    fn shrink(&mut self, keep: ProcessKey) {
+        let mut mappings = self.mappings();
+        while self.processes.len() > self.limits.processes || mappings > self.limits.mappings {
+            let others = self.processes.iter().filter(|(key, _)| **key != keep);
+            let Some(key) = others.min_by_key(|(_, p)| p.used).map(|(key, _)| *key) else { break };
+            if let Some(process) = self.processes.remove(&key) {
+                mappings -= process.memory.len();
+                self.stats.processes_evicted += 1;
+            }
+        }
+    }
+
+    /// The image at an address and the offset in it; reads the mappings again if there is none.
+    fn locate(&mut self, key: ProcessKey, address: u64) -> Result<(Arc<Image>, u64), Unknown> {
+        let known = self.processes.get(&key).ok_or(Unknown::NoProcess)?;
+        if let Some((image, offset)) = known.memory.find(address) {
+            return Ok((Arc::clone(image), offset));
+        }
+        if known.gone.is_none() && known.read.elapsed() >= AGAIN.max(known.cost * COST) {
+            self.read(key);
+        }
+        let known = self.processes.get(&key).ok_or(Unknown::NoProcess)?;
+        match known.memory.find(address) {
+            Some((image, offset)) => Ok((Arc::clone(image), offset)),
+            None if known.memory.cut => Err(Unknown::TooLarge),
+            None => Err(known.gone.unwrap_or(Unknown::Unmapped)),
+        }
+    }
+
+    /// Opens the files of a process again, unless that was just done.
+    fn reopen(&mut self, key: ProcessKey) -> bool {
+        let due = |p: &Process| p.read.elapsed() >= AGAIN.max(p.cost * COST);
+        let reopen = self.processes.get(&key).is_some_and(due);
+        if reopen {
+            self.read(key);
+        }
+        reopen
+    }
+
+    fn in_file(
+        &mut self,
+        process: ProcessKey,
+        image: &Image,
+        key: &files::FileKey,
+        offset: u64,
+    ) -> Result<Vec<Frame>, Unknown> {
+        let root = || ProcDir::open(process).ok()?.root().ok();
+        let path = &image.module.path;
+        self.files.find(key, path, offset, root, &self.limits, &mut self.stats)
+    }
+
+    fn in_perf_map(
+        &mut self,
+        key: ProcessKey,
+        image: &Arc<Image>,
+        address: u64,
+        unknown: Unknown,
+    ) -> Arc<[Symbol]> {
+        let Some(process) = self.processes.get_mut(&key) else { return self.unknown(unknown) };
+        let place = (process.perf.id, address);
+        if let Some(known) = self.results.get(place) {
+            return Arc::clone(known);
+        }
+        let mut name = process.perf.find(address);
+        if name.is_none()
+            && process.perf.due()
+            && let Ok(dir) = ProcDir::open(key)
+            && process.perf.refresh(&dir, &self.limits, &mut self.stats)
+        {
+            process.perf.id = self.images.fresh_id();
+            name = process.perf.find(address);
+        }
+        let place = (process.perf.id, address);
+        self.shrink_perf_maps(key);
+        let Some(name) = name else {
+            self.count(unknown);
+            let name = self.results.name(&bracketed(&image.module.path));
+            return one(name, Arc::clone(&image.module), address, Some(unknown));
+        };
+        let name = self.results.name(&names::demangle(&name));
+        let symbols = one(name, Arc::clone(&image.module), address, None);
+        self.results.insert(place, Arc::clone(&symbols), self.limits.results);
+        symbols
+    }
+
+    /// Drops the perf maps of the processes seen longest ago, but not of `keep`.
+    fn shrink_perf_maps(&mut self, keep: ProcessKey) {
+        let perf = || self.processes.values().map(|p| &p.perf);
+        let mut entries: usize = perf().map(PerfMap::len).sum();
+        let mut open = perf().filter(|p| p.is_open()).count();
+        while entries > self.limits.perf_entries || open > self.limits.perf_maps {
+            let others = self.processes.iter_mut();
+            let others = others.filter(|(key, p)| **key != keep && p.perf.is_open());
+            let Some((_, oldest)) = others.min_by_key(|(_, p)| p.used) else { break };
+            entries -= oldest.perf.len();
+            open -= 1;
+            oldest.perf = PerfMap::new(self.images.fresh_id());
+            self.stats.perf_maps_evicted += 1;
+        }
+    }
+
+    /// Turns what was found in a file into symbols, and remembers them unless they may change.
+    fn answer(
+        &mut self,
+        image: &Image,
+        offset: u64,
+        found: Result<Vec<Frame>, Unknown>,
+    ) -> Arc<[Symbol]> {
+        let module = &image.module;
+        let (symbols, lasting): (Arc<[Symbol]>, bool) = match found {
+            Ok(frames) => {
+                let outermost = frames.len().saturating_sub(1);
+                let symbols = frames.iter().enumerate().map(|(depth, frame)| Symbol {
+                    name: self.results.name(&frame.name),
+                    file: self.results.name(&frame.file),
+                    line: frame.line,
+                    inlined: depth < outermost,
+                    module: Arc::clone(module),
+                    offset,
+                    unknown: None,
+                });
+                (symbols.collect(), true)
+            }
+            Err(unknown) => {
+                self.count(unknown);
+                let name = self.results.name(&bracketed(&module.path));
+                let lasting = !matches!(unknown, Unknown::Evicted | Unknown::Unreadable);
+                (one(name, Arc::clone(module), offset, Some(unknown)), lasting)
+            }
+        };
+        if lasting {
+            self.results.insert((image.id, offset), Arc::clone(&symbols), self.limits.results);
+        }
+        symbols
+    }
+
+    fn unknown(&mut self, unknown: Unknown) -> Arc<[Symbol]> {
+        self.count(unknown);
+        let known = self.nowhere.get(unknown as usize);
+        known.map_or_else(|| nowhere(unknown), Arc::clone)
+    }
+
+    fn count(&mut self, unknown: Unknown) {
+        if let Some(count) = self.stats.unknown.get_mut(unknown as usize) {
+            *count += 1;
+        }
+    }
+}
+
+/// The last part of a module's path in brackets, so that a flame graph shows one box for all of a
+/// file's unknown functions.
+fn bracketed(path: &str) -> String {
+    if path.starts_with('[') {
+        return path.to_owned();
+    }
+    format!("[{}]", path.rsplit('/').next().unwrap_or(path))
+}
+
+fn nowhere(unknown: Unknown) -> Arc<[Symbol]> {
+    one(format!("[unknown: {}]", unknown.name()).into(), Arc::default(), 0, Some(unknown))
+}
+
+fn one(
+    name: Arc<str>,
+    module: Arc<Module>,
+    offset: u64,
+    unknown: Option<Unknown>,
+) -> Arc<[Symbol]> {
+    [Symbol { name, file: Arc::default(), line: 0, inlined: false, module, offset, unknown }].into()
+}
