@@ -31,7 +31,6 @@ const FIRST_EPHEMERAL_PORT: u16 = 32_768;
 type Resolved = Arc<[FrameId]>;
 
 /// Gives names.
-#[derive(Debug)]
 pub struct Resolver {
     symbols: Symbols,
     attributor: Attributor,

@@ -354,7 +354,7 @@ impl Recording {
             top: export::top::top(profile, TOP),
             retransmits: self.gathered.rows.clone(),
             retransmits_not_in_table: self.gathered.occurrences_lost,
-            account: export::json::account(&self.account),
+            account: export::account::json(&self.account),
             violations,
             file: output.display().to_string(),
         }

@@ -4,6 +4,7 @@
 //! from profiled processes and may hold anything; no format here passes a control character on as it
 //! is. Not for gRPC, which has its own messages.
 
+pub mod account;
 pub mod json;
 pub mod pprof;
 pub mod retransmits;
