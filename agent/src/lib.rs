@@ -6,5 +6,7 @@
 
 pub mod account;
 pub mod attribute;
+pub mod command;
+pub mod doctor;
 pub mod event;
 pub mod profile;
