@@ -1,6 +1,8 @@
 //! Page faults: `perf_event` programs on the software events for minor and major faults.
 
-use aya_ebpf::{helpers::generated::bpf_get_current_cgroup_id, macros::perf_event, programs::PerfEventContext};
+use aya_ebpf::{
+    helpers::generated::bpf_get_current_cgroup_id, macros::perf_event, programs::PerfEventContext,
+};
 use aya_log_ebpf::warn;
 use podflame_wire::{Drop, FaultRecord, Probe, StackEnd};
 

@@ -5,7 +5,10 @@ use aya_ebpf::{
     macros::{btf_map, map},
     maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf},
 };
-use podflame_wire::{Control, Counters, FaultRecord, MAX_CGROUPS, MAX_FRAMES, Probe, RetransmitRecord, SampleRecord, Task};
+use podflame_wire::{
+    Control, Counters, FaultRecord, MAX_CGROUPS, MAX_FRAMES, Probe, RetransmitRecord, SampleRecord,
+    Task,
+};
 
 use crate::stack::Walk;
 
@@ -74,11 +77,13 @@ pub(crate) static SENDERS: SkStorage<Sender> = SkStorage::new();
 
 /// For on-CPU samples.
 #[map]
-pub(crate) static ON_CPU_SCRATCH: PerCpuArray<Scratch<SampleRecord>> = PerCpuArray::with_max_entries(1, 0);
+pub(crate) static ON_CPU_SCRATCH: PerCpuArray<Scratch<SampleRecord>> =
+    PerCpuArray::with_max_entries(1, 0);
 
 /// For page faults.
 #[map]
-pub(crate) static FAULT_SCRATCH: PerCpuArray<Scratch<FaultRecord>> = PerCpuArray::with_max_entries(1, 0);
+pub(crate) static FAULT_SCRATCH: PerCpuArray<Scratch<FaultRecord>> =
+    PerCpuArray::with_max_entries(1, 0);
 
 /// For retransmits.
 #[map]

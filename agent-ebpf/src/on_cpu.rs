@@ -1,14 +1,15 @@
 //! On-CPU samples: a `perf_event` program on `cpu-clock`.
 
-use aya_ebpf::{helpers::generated::bpf_get_current_cgroup_id, macros::perf_event, programs::PerfEventContext};
+use aya_ebpf::{
+    helpers::generated::bpf_get_current_cgroup_id, macros::perf_event, programs::PerfEventContext,
+};
 use aya_log_ebpf::warn;
 use podflame_wire::{Drop, MAX_FRAMES, Probe, SampleRecord, StackEnd};
 
 use crate::{
     maps::ON_CPU_SCRATCH,
     record::{Facts, Run},
-    stack,
-    task,
+    stack, task,
 };
 
 /// Samples the task that the timer interrupted, with both its stacks.
@@ -32,7 +33,8 @@ pub(crate) fn on_cpu(ctx: PerfEventContext) -> u32 {
         let scratch = &mut *scratch;
         let event = ctx.ctx;
         let (regs, in_user_mode) = task::interrupted(event);
-        let kernel = if in_user_mode { 0 } else { stack::kernel(event.cast(), &mut scratch.frames) };
+        let kernel =
+            if in_user_mode { 0 } else { stack::kernel(event.cast(), &mut scratch.frames) };
         let kernel = if kernel > MAX_FRAMES { MAX_FRAMES } else { kernel };
         let (user, end) = match regs {
             Some(regs) => scratch.walk.run(&regs, &mut scratch.frames, kernel),

@@ -76,7 +76,14 @@ impl Run {
 
     /// The header of a record of `fixed` bytes and these frames.
     #[inline(always)]
-    pub(crate) fn header(&self, facts: Facts, fixed: usize, kernel: usize, user: usize, end: StackEnd) -> Header {
+    pub(crate) fn header(
+        &self,
+        facts: Facts,
+        fixed: usize,
+        kernel: usize,
+        user: usize,
+        end: StackEnd,
+    ) -> Header {
         // SAFETY: helpers without arguments.
         let (cpu, time_ns) = unsafe { (bpf_get_smp_processor_id(), bpf_ktime_get_ns()) };
         Header {
@@ -104,10 +111,18 @@ impl Run {
     ///
     /// `record` must start with `header` and lie in a `Scratch` whose fixed part is `FIXED` bytes.
     #[inline(always)]
-    pub(crate) unsafe fn send<const FIXED: usize>(self, record: *const u8, header: &Header) -> Result<(), u64> {
+    pub(crate) unsafe fn send<const FIXED: usize>(
+        self,
+        record: *const u8,
+        header: &Header,
+    ) -> Result<(), u64> {
         let shape = header.stack;
         let frames = (shape.kernel_frames + shape.user_frames) as usize & (FRAMES - 1);
-        let wake = if is_new(&header.task) || is_filling() { BPF_RB_FORCE_WAKEUP } else { BPF_RB_NO_WAKEUP };
+        let wake = if is_new(&header.task) || is_filling() {
+            BPF_RB_FORCE_WAKEUP
+        } else {
+            BPF_RB_NO_WAKEUP
+        };
         // SAFETY: the caller's promise: that many bytes are there.
         let failed = unsafe {
             bpf_ringbuf_output(

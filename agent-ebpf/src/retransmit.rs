@@ -73,8 +73,7 @@ pub(crate) fn retransmit(ctx: BtfTracePointContext) -> i32 {
         record.sender_age_ns = sent.age_ns;
         record.segments = segments(skb);
         let facts = Facts { cgroup_id, weight: record.segments as u64, task: sent.task };
-        record.header =
-            run.header(facts, size_of::<RetransmitRecord>(), 0, sent.frames, sent.end);
+        record.header = run.header(facts, size_of::<RetransmitRecord>(), 0, sent.frames, sent.end);
         let start = ptr::from_ref(record).cast();
         if run.send::<{ size_of::<RetransmitRecord>() }>(start, &record.header) == Err(0) {
             warn!(&ctx, "the ring buffer is full: retransmits are being dropped and counted");
@@ -151,8 +150,7 @@ pub(crate) fn sender_stack(ctx: BtfTracePointContext) -> i32 {
         }
         version.write_volatile(before + 1);
         storage.task = task::current();
-        let (frames, end) =
-            (*scratch).run(&regs, &mut storage.stack, 0);
+        let (frames, end) = (*scratch).run(&regs, &mut storage.stack, 0);
         storage.frames = frames as u16;
         storage.end = end as u8;
         storage.time_ns = now;
@@ -179,8 +177,13 @@ struct Sent {
 unsafe fn storage(sk: *const u8, flags: u64) -> *mut Sender {
     // SAFETY: the caller's promise; a new storage is zeroed.
     unsafe {
-        bpf_sk_storage_get((&raw const SENDERS).cast_mut().cast(), sk.cast_mut().cast(), ptr::null_mut(), flags)
-            .cast()
+        bpf_sk_storage_get(
+            (&raw const SENDERS).cast_mut().cast(),
+            sk.cast_mut().cast(),
+            ptr::null_mut(),
+            flags,
+        )
+        .cast()
     }
 }
 

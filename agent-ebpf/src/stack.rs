@@ -32,7 +32,8 @@ const USER_START: u64 = 0x1000;
 #[inline(always)]
 pub(crate) unsafe fn kernel(ctx: *mut core::ffi::c_void, frames: &mut [u64; FRAMES]) -> usize {
     // SAFETY: the buffer is as long as stated; the caller's promise for `ctx`.
-    let bytes = unsafe { bpf_get_stack(ctx, frames.as_mut_ptr().cast(), (MAX_FRAMES * 8) as u32, 0) };
+    let bytes =
+        unsafe { bpf_get_stack(ctx, frames.as_mut_ptr().cast(), (MAX_FRAMES * 8) as u32, 0) };
     if bytes <= 0 {
         return 0;
     }

@@ -10,6 +10,7 @@ pub mod attribute;
 pub mod clock;
 pub mod command;
 pub mod decode;
+pub mod doctor;
 pub mod event;
 pub mod export;
 #[cfg(test)]

@@ -9,20 +9,30 @@ use tracing_subscriber::{EnvFilter, layer::SubscriberExt, util::SubscriberInitEx
 /// An eBPF profiler for Linux nodes: what a process, a container or a pod spends its time on, and
 /// whether the code, the memory or the network is to blame.
 #[derive(Debug, Parser)]
-#[command(version, max_term_width = 100, after_help = "\
+#[command(
+    version,
+    max_term_width = 100,
+    after_help = "\
 Examples:
   podflame record --seconds 10 -o node.svg    profile this node, get a flame graph
   podflame doctor                             what this kernel and these privileges allow
   podflame agent                              serve profiles on /run/podflame/podflame.sock
   podflame flamegraph --since 5m -o last.svg  a picture from a running agent's memory
 
-Exit status: 0 done, 1 failed, 2 wrong usage.")]
+Exit status: 0 done, 1 failed, 2 wrong usage."
+)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
 
     /// How much to log: error, warn, info, debug, trace, or rules such as podflame::kernel=debug
-    #[arg(long, global = true, value_name = "LEVEL", env = "PODFLAME_LOG", default_value = "warn,podflame=info")]
+    #[arg(
+        long,
+        global = true,
+        value_name = "LEVEL",
+        env = "PODFLAME_LOG",
+        default_value = "warn,podflame=info"
+    )]
     log: String,
 
     /// Form of the log
@@ -39,6 +49,7 @@ enum LogFormat {
 #[derive(Debug, Subcommand)]
 enum Command {
     Record(command::record::Args),
+    Doctor(command::doctor::Args),
 }
 
 fn main() -> ExitCode {
@@ -59,6 +70,7 @@ fn main() -> ExitCode {
 fn run(command: Command) -> anyhow::Result<Exit> {
     match command {
         Command::Record(args) => command::record::run(&args),
+        Command::Doctor(args) => command::doctor::run(&args),
     }
 }
 

@@ -167,7 +167,12 @@ struct Collector {
 }
 
 impl Collector {
-    async fn run(mut self, mut ring: Ring, flush: Duration, mut stop: oneshot::Receiver<()>) -> Account {
+    async fn run(
+        mut self,
+        mut ring: Ring,
+        flush: Duration,
+        mut stop: oneshot::Receiver<()>,
+    ) -> Account {
         let mut poll = interval(POLL.min(flush));
         let mut flushes = interval_at(Instant::now() + flush, flush);
         let mut follow = interval_at(Instant::now() + FOLLOW, FOLLOW);

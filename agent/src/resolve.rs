@@ -14,7 +14,7 @@ use crate::{
     intern::Interner,
     profile::{
         Batch, Frame, FrameId, FrameKind, Function, Mapping, MappingId, Occurrence, Sample, Signal,
-        WorkloadId, What,
+        What, WorkloadId,
     },
     symbols::{Module, Symbol, Symbols},
 };
@@ -87,8 +87,11 @@ impl Resolver {
         if self.stacks.len() > MAX_STACKS {
             self.stacks.clear();
         }
-        let samples =
-            flush.samples.iter().map(|(key, stack, n, w)| self.sample(key, stack, *n, *w)).collect();
+        let samples = flush
+            .samples
+            .iter()
+            .map(|(key, stack, n, w)| self.sample(key, stack, *n, *w))
+            .collect();
         let occurrences = flush.occurrences.iter().filter_map(|o| self.occurrence(o)).collect();
         self.sequence += 1;
         Batch {
@@ -104,7 +107,13 @@ impl Resolver {
         }
     }
 
-    fn sample(&mut self, key: &SampleKey, stack: &Arc<RawStack>, count: u64, weight: u64) -> Sample {
+    fn sample(
+        &mut self,
+        key: &SampleKey,
+        stack: &Arc<RawStack>,
+        count: u64,
+        weight: u64,
+    ) -> Sample {
         let base = self.stack(key.process, stack);
         let mut frames: Vec<FrameId> = Vec::new();
         let signal = match key.subject {

@@ -180,7 +180,8 @@ fn is_cgroup2(path: &Path) -> bool {
     let mut found: libc::statfs = unsafe { std::mem::zeroed() };
     // SAFETY: `path` ends with a NUL, and `found` is writable and outlives the call.
     let done = unsafe { libc::statfs(path.as_ptr(), &raw mut found) };
-    done == 0 && found.f_type == libc::CGROUP2_SUPER_MAGIC
+    // The types of both differ between C libraries.
+    done == 0 && i128::from(found.f_type) == i128::from(libc::CGROUP2_SUPER_MAGIC)
 }
 
 /// A path of at most [`MAX_PATH`] bytes: an ancestor's if it is longer.

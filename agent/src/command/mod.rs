@@ -3,6 +3,7 @@
 
 use std::process::ExitCode;
 
+pub mod doctor;
 pub mod filter;
 pub mod record;
 

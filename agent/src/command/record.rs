@@ -16,7 +16,7 @@ use crate::{
     account::Account,
     attribute::Attributor,
     clock::{self, Clock},
-    command::{Exit, filter},
+    command::{Exit, doctor, filter},
     event::{KTime, Probe},
     export::{self, Format, retransmits::RetransmitRow, top::TopRow, write},
     fold::{Root, printable},
@@ -75,6 +75,7 @@ pub struct Args {
     #[arg(long, value_name = "SIGNAL", default_value = "cpu", value_parser = signal)]
     pub signal: Signal,
 
+    /// Which part of the node
     #[command(flatten)]
     pub filter: filter::Args,
 
@@ -181,6 +182,7 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
     if let Some(summary) = &args.summary {
         write::check_writable(summary)?;
     }
+    doctor::preflight(&[args.signal])?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let recording = runtime.block_on(record(args))?;
     runtime.shutdown_background();
@@ -233,8 +235,7 @@ async fn record(args: &Args) -> anyhow::Result<Recording> {
         flush: FLUSH,
         cgroups,
     };
-    let resolver =
-        Resolver::new(Symbols::new(Limits::default()), Attributor::new());
+    let resolver = Resolver::new(Symbols::new(Limits::default()), Attributor::new());
     let (sender, batches) = mpsc::channel(BATCHES);
     let pipeline = Pipeline::start(options, resolver, sender)?;
     let start = clock::monotonic();

@@ -151,11 +151,7 @@ impl Btf {
     fn skip_modifiers(&self, mut id: u32) -> Option<u32> {
         for _ in 0..MAX_DEPTH {
             match self.kind(id)? {
-                kind::TYPEDEF
-                | kind::VOLATILE
-                | kind::CONST
-                | kind::RESTRICT
-                | kind::TYPE_TAG => {
+                kind::TYPEDEF | kind::VOLATILE | kind::CONST | kind::RESTRICT | kind::TYPE_TAG => {
                     id = word(&self.data, *self.types.get(id as usize)? as usize + 8)?;
                 }
                 _ => return Some(id),
@@ -211,8 +207,7 @@ mod tests {
         types.extend([at("btf_trace_x"), info(kind::TYPEDEF, 0, 0), 1]); // 6
         let bytes = types.len() as u32 * 4;
         let header = [0x0001_eb9f, 24, 0, bytes, bytes, strings.len() as u32];
-        let mut all: Vec<u8> =
-            header.iter().chain(&types).flat_map(|w| w.to_ne_bytes()).collect();
+        let mut all: Vec<u8> = header.iter().chain(&types).flat_map(|w| w.to_ne_bytes()).collect();
         all.extend_from_slice(strings);
         all
     }

@@ -84,7 +84,9 @@ pub enum KernelError {
     #[error(transparent)]
     Btf(#[from] BtfError),
     /// The object was refused as a whole.
-    #[error("load the BPF object: {0} (needs root, or CAP_BPF and CAP_PERFMON; see `podflame doctor`)")]
+    #[error(
+        "load the BPF object: {0} (needs root, or CAP_BPF and CAP_PERFMON; see `podflame doctor`)"
+    )]
     Load(#[from] aya::EbpfError),
     /// A map is not there or not as expected: the object and the agent do not belong together.
     #[error("BPF map {name}: {cause}")]
@@ -158,10 +160,8 @@ impl Kernel {
     /// If the object is refused, or no probe at all could be attached.
     pub fn start(config: Config) -> Result<(Self, Ring), KernelError> {
         let types = Btf::from_sys()?;
-        let aya_types = aya::Btf::from_sys_fs().map_err(|e| KernelError::Map {
-            name: "BTF",
-            cause: e.to_string(),
-        })?;
+        let aya_types = aya::Btf::from_sys_fs()
+            .map_err(|e| KernelError::Map { name: "BTF", cause: e.to_string() })?;
         let cpus = perf::online_cpus().map_err(|e| KernelError::Io("list the online CPUs", e))?;
         let ring_bytes = config.ring_bytes.unwrap_or(
             (RING_BYTES_PER_CPU.saturating_mul(cpus.len() as u32))
@@ -414,14 +414,14 @@ fn set_control(ebpf: &mut Ebpf, filter: &Filter, ring_bytes: u32) -> Result<(), 
     };
     replace_cgroups(ebpf, filter.cgroups.as_deref().unwrap_or(&[]))?;
     let control: [u64; size_of::<Control>() / 8] = transmute!(control);
-    let mut map: Array<_, [u64; size_of::<Control>() / 8]> = Array::try_from(map_mut(ebpf, map::CONTROL)?)
-        .map_err(|e| wrong_map(map::CONTROL, &e))?;
+    let mut map: Array<_, [u64; size_of::<Control>() / 8]> =
+        Array::try_from(map_mut(ebpf, map::CONTROL)?).map_err(|e| wrong_map(map::CONTROL, &e))?;
     map.set(0, control, 0).map_err(|e| wrong_map(map::CONTROL, &e))
 }
 
 fn replace_cgroups(ebpf: &mut Ebpf, cgroups: &[CgroupId]) -> Result<(), KernelError> {
-    let mut map: HashMap<_, u64, u8> = HashMap::try_from(map_mut(ebpf, map::CGROUPS)?)
-        .map_err(|e| wrong_map(map::CGROUPS, &e))?;
+    let mut map: HashMap<_, u64, u8> =
+        HashMap::try_from(map_mut(ebpf, map::CGROUPS)?).map_err(|e| wrong_map(map::CGROUPS, &e))?;
     let stale: Vec<u64> =
         map.keys().filter_map(Result::ok).filter(|id| !cgroups.contains(&CgroupId(*id))).collect();
     for id in stale {

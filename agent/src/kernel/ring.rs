@@ -1,6 +1,9 @@
 //! The ring buffer's reading end.
 
-use std::{io, os::fd::{AsFd, AsRawFd}};
+use std::{
+    io,
+    os::fd::{AsFd, AsRawFd},
+};
 
 use aya::maps::{MapData, RingBuf};
 use tokio::io::{Interest, unix::AsyncFd};
