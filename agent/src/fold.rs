@@ -281,8 +281,11 @@ impl Folded {
 /// UAX #9, UTS #39), as U+202E does; and what XML 1.0 forbids.
 #[must_use]
 pub fn is_unprintable(c: char) -> bool {
+    if c.is_ascii() {
+        return c.is_ascii_control();
+    }
     c.is_control()
-        || (c != ' ' && c.is_whitespace())
+        || c.is_whitespace()
         || matches!(c,
             '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}'
             | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{fffe}'..='\u{ffff}'

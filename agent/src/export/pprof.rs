@@ -7,7 +7,9 @@
 //! - A location is one place in the code: a function with what the compiler put into it, innermost
 //!   line first. Where no function is known it has no line, but a mapping and as its address the
 //!   offset in the file, so that a backend can finish the work by build ID.
-//! - A mapping therefore starts at address 0 and file offset 0: addresses are file offsets.
+//! - A mapping therefore starts at address 0 and file offset 0: addresses are file offsets. Places
+//!   of no known function are in a mapping of their own, as its flags ask viewers to look for symbols,
+//!   which would replace those that are known elsewhere in the same file.
 //! - Kernel code is in `[kernel.kallsyms]`, unless the profile names a module.
 //! - Unprintable characters are escaped, as `go tool pprof` writes names to terminals as they are.
 
@@ -135,8 +137,6 @@ mod proto {
         pub(super) id: u64,
         #[prost(int64, tag = "2")]
         pub(super) name: i64,
-        #[prost(int64, tag = "3")]
-        pub(super) system_name: i64,
         #[prost(int64, tag = "4")]
         pub(super) filename: i64,
     }
@@ -160,8 +160,8 @@ struct Builder<'a> {
     dictionary: &'a Dictionary,
     strings: HashMap<String, i64>,
     functions: HashMap<FunctionId, u64>,
-    /// The flag tells the kernel from a file.
-    mappings: HashMap<(MappingId, bool), u64>,
+    /// By file, whether it is the kernel, and whether the functions are known.
+    mappings: HashMap<(MappingId, bool, bool), u64>,
     locations: HashMap<Vec<FrameId>, u64>,
     out: proto::Profile,
 }
@@ -268,8 +268,10 @@ impl Builder<'_> {
         }
         let dictionary = self.dictionary;
         let (outer, outer_function) = dictionary.frame(*place.last()?)?;
-        let mapping_id = self.mapping(outer, outer_function);
-        let unknown = outer.offset != 0 && mapping_id != 0 && place.len() == 1;
+        // Kept only where no function is known; a name then says why, and serves if there is no file.
+        let unknown = outer.offset != 0 && place.len() == 1;
+        let mapping_id = self.mapping(outer, outer_function, unknown);
+        let unknown = unknown && mapping_id != 0;
         let line: Vec<proto::Line> = if unknown {
             Vec::new()
         } else {
@@ -293,19 +295,19 @@ impl Builder<'_> {
         let Some(index) = id.checked_sub(1) else { return };
         let Some(mapping) = self.out.mapping.get_mut(index as usize) else { return };
         mapping.memory_limit = mapping.memory_limit.max(frame.offset.saturating_add(1));
-        mapping.has_functions &= !lines.is_empty();
         let file = !lines.is_empty() && !self.dictionary.string(function.file).is_empty();
         mapping.has_filenames &= file;
         mapping.has_line_numbers &= file && lines.iter().all(|l| l.line != 0);
         mapping.has_inline_frames |= lines.len() > 1;
     }
 
-    fn mapping(&mut self, frame: &Frame, function: &Function) -> u64 {
+    fn mapping(&mut self, frame: &Frame, function: &Function, unknown: bool) -> u64 {
         if frame.kind == FrameKind::Annotation {
             return 0;
         }
         let kernel = frame.kind == FrameKind::Kernel;
-        if let Some(id) = self.mappings.get(&(function.mapping, kernel)) {
+        let key = (function.mapping, kernel, unknown);
+        if let Some(id) = self.mappings.get(&key) {
             return *id;
         }
         let found = self.dictionary.all.mappings.get(function.mapping.0 as usize);
@@ -320,7 +322,7 @@ impl Builder<'_> {
                 id,
                 filename: self.string(path),
                 build_id: self.string(build_id),
-                has_functions: true,
+                has_functions: !unknown,
                 has_filenames: true,
                 has_line_numbers: true,
                 ..Default::default()
@@ -328,7 +330,7 @@ impl Builder<'_> {
             self.out.mapping.push(mapping);
             id
         };
-        self.mappings.insert((function.mapping, kernel), id);
+        self.mappings.insert(key, id);
         id
     }
 
@@ -343,8 +345,9 @@ impl Builder<'_> {
             FrameKind::User | FrameKind::Kernel => self.string(name),
         };
         let filename = self.string(self.dictionary.string(function.file));
+        // No `system_name` (the mangled one): if it equals the name, pprof strips what is in `<>`.
         let id = next_id(self.out.function.len());
-        self.out.function.push(proto::Function { id, name, system_name: name, filename });
+        self.out.function.push(proto::Function { id, name, filename });
         self.functions.insert(frame.function, id);
         id
     }

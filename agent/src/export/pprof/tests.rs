@@ -92,13 +92,16 @@ fn one_place_in_the_code_is_one_location() {
 #[test]
 fn an_unknown_function_keeps_its_place() {
     let mut fixture = Fixture::new(Signal::Cpu);
-    let stack = [unknown("[no symbols]", "/bin/a", 0x42), kernel("k"), about("note")];
+    let known = user("f", "/bin/a", 1);
+    let stack = [unknown("[no symbols]", "/bin/a", 0x42), kernel("k"), about("note"), known];
     fixture.sample(("w", 1, "t"), &stack, (1, 1));
     let profile = decoded(&fixture.profile());
-    let [unknown, kernel, note] = &profile.location[..] else { unreachable!("three locations") };
+    let [unknown, kernel, note, known] = &profile.location[..] else { unreachable!("4 locations") };
     assert_eq!((unknown.address, unknown.line.len()), (0x42, 0));
-    let [file, kernel_file] = [unknown, kernel].map(|l| profile.mapping[l.mapping_id as usize - 1]);
+    let [file, kernel_file, known_file] =
+        [unknown, kernel, known].map(|l| profile.mapping[l.mapping_id as usize - 1]);
     assert!(!file.has_functions && file.memory_limit > 0x42);
+    assert!(known_file.has_functions && known_file.filename == file.filename);
     assert_eq!(profile.string_table[file.build_id as usize], "c0ffee");
     assert_eq!(profile.string_table[kernel_file.filename as usize], KERNEL);
     assert!(kernel_file.has_functions);
