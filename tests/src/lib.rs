@@ -1,1 +1,18 @@
-//! What the tests share.
+//! What the tests on the running kernel share: workloads and where they run, counts that are not
+//! podflame's own to compare with, and waiting.
+//!
+//! Nothing here knows podflame itself. Everything made on the machine (processes, cgroups, network
+//! namespaces) is removed when its guard is dropped, also when a test fails.
+
+mod cgroup;
+pub mod load;
+mod net;
+mod perf;
+mod wait;
+mod workload;
+
+pub use cgroup::Cgroup;
+pub use net::{Lossy, NetPair, Netns, left_behind};
+pub use perf::PerfStat;
+pub use wait::wait_for;
+pub use workload::{Workload, podflame, tool, workload};
