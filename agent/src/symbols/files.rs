@@ -17,7 +17,7 @@ use super::{
     Limits, Stats, Unknown, debug,
     dwarf::{self, Dwarf, Frame},
     elf::Elf,
-    names,
+    names, sys,
     table::Table,
 };
 
@@ -144,8 +144,10 @@ impl Files {
 
     /// Drops DWARF that nothing has asked for in a while.
     pub(super) fn drop_idle(&mut self, now: Instant) {
-        for entry in self.entries.values_mut() {
-            entry.dwarf.take_if(|d| now.saturating_duration_since(d.used) > IDLE);
+        let idle = |d: &mut Dwarf| now.saturating_duration_since(d.used) > IDLE;
+        let dropped = self.entries.values_mut().filter_map(|e| e.dwarf.take_if(idle)).count();
+        if dropped > 0 {
+            sys::give_back_memory();
         }
     }
 

@@ -64,6 +64,13 @@ struct Process {
     used: u64,
 }
 
+impl Process {
+    /// Whether its mappings may be read again after `wait`.
+    fn due(&self, wait: Duration) -> bool {
+        self.read.elapsed() >= wait.max(self.cost * COST)
+    }
+}
+
 /// Turns addresses into functions.
 pub struct Symbols {
     limits: Limits,
@@ -97,7 +104,8 @@ impl Symbols {
     }
 
     /// Reads the mappings of a process that is new, and opens the files of its code. Of a known one
-    /// they are read again after some seconds. Cheap otherwise.
+    /// they are read again after some seconds. Cheap otherwise, and meant to be called for every
+    /// event as it arrives: it is what keeps a process from being forgotten.
     pub fn sight(&mut self, process: ProcessKey) {
         self.clock += 1;
         match self.processes.get_mut(&process) {
@@ -105,7 +113,7 @@ impl Symbols {
                 known.used = self.clock;
                 // Without a start time, a process of the same PID may have come since.
                 let gone = known.gone.is_some() && process.start_ns != 0;
-                if !gone && known.read.elapsed() >= REFRESH.max(known.cost * COST) {
+                if !gone && known.due(REFRESH) {
                     self.read(process);
                     self.files.drop_idle(Instant::now());
                 }
@@ -123,14 +131,16 @@ impl Symbols {
         is_return_address: bool,
     ) -> Arc<[Symbol]> {
         let address = address.wrapping_sub(is_return_address.into());
-        self.sight(process);
+        let known = self.processes.get(&process).and_then(|p| p.memory.find(address));
+        if let Some((image, offset)) = known
+            && let Some(symbols) = self.results.get((image.id, offset))
+        {
+            return symbols;
+        }
         let (image, offset) = match self.locate(process, address) {
             Ok(found) => found,
             Err(unknown) => return self.unknown(unknown),
         };
-        if let Some(known) = self.results.get((image.id, offset)) {
-            return Arc::clone(known);
-        }
         match image.content {
             Content::File(key) => {
                 let mut found = self.in_file(process, &image, &key, offset);
@@ -147,7 +157,7 @@ impl Symbols {
     pub fn kernel(&mut self, address: u64, is_return_address: bool) -> Arc<[Symbol]> {
         let address = address.wrapping_sub(is_return_address.into());
         if let Some(known) = self.results.get((0, address)) {
-            return Arc::clone(known);
+            return known;
         }
         let (name, module) = match self.kernel.find(address) {
             Ok(found) => found,
@@ -167,7 +177,6 @@ impl Symbols {
 
     /// What is mapped at an address of a process, for page faults.
     pub fn region(&mut self, process: ProcessKey, address: u64) -> Region {
-        self.sight(process);
         match self.locate(process, address) {
             Ok((image, offset)) => Region { mapping: Arc::clone(&image.module), offset },
             Err(unknown) => {
@@ -181,7 +190,9 @@ impl Symbols {
 
     /// The path of a process's executable as the process sees it.
     pub fn executable(&mut self, process: ProcessKey) -> Option<Arc<str>> {
-        self.sight(process);
+        if !self.processes.contains_key(&process) {
+            self.sight(process);
+        }
         self.processes.get(&process)?.memory.executable.clone()
     }
 
@@ -245,27 +256,28 @@ impl Symbols {
         }
     }
 
-    /// The image at an address and the offset in it; reads the mappings again if there is none.
+    /// The image at an address and the offset in it; reads the mappings if there is none.
     fn locate(&mut self, key: ProcessKey, address: u64) -> Result<(Arc<Image>, u64), Unknown> {
-        let known = self.processes.get(&key).ok_or(Unknown::NoProcess)?;
-        if let Some((image, offset)) = known.memory.find(address) {
-            return Ok((Arc::clone(image), offset));
-        }
-        if known.gone.is_none() && known.read.elapsed() >= AGAIN.max(known.cost * COST) {
-            self.read(key);
-        }
-        let known = self.processes.get(&key).ok_or(Unknown::NoProcess)?;
-        match known.memory.find(address) {
-            Some((image, offset)) => Ok((Arc::clone(image), offset)),
-            None if known.memory.cut => Err(Unknown::TooLarge),
-            None => Err(known.gone.unwrap_or(Unknown::Unmapped)),
+        let mut seen = false;
+        loop {
+            let known = self.processes.get(&key);
+            if let Some((image, offset)) = known.and_then(|p| p.memory.find(address)) {
+                return Ok((Arc::clone(image), offset));
+            }
+            match known {
+                None if seen => return Err(Unknown::NoProcess),
+                None => self.sight(key),
+                Some(p) if !seen && p.gone.is_none() && p.due(AGAIN) => self.read(key),
+                Some(p) if p.memory.cut => return Err(Unknown::TooLarge),
+                Some(p) => return Err(p.gone.unwrap_or(Unknown::Unmapped)),
+            }
+            seen = true;
         }
     }
 
     /// Opens the files of a process again, unless that was just done.
     fn reopen(&mut self, key: ProcessKey) -> bool {
-        let due = |p: &Process| p.read.elapsed() >= AGAIN.max(p.cost * COST);
-        let reopen = self.processes.get(&key).is_some_and(due);
+        let reopen = self.processes.get(&key).is_some_and(|p| p.due(AGAIN));
         if reopen {
             self.read(key);
         }
@@ -294,7 +306,7 @@ impl Symbols {
         let Some(process) = self.processes.get_mut(&key) else { return self.unknown(unknown) };
         let place = (process.perf.id, address);
         if let Some(known) = self.results.get(place) {
-            return Arc::clone(known);
+            return known;
         }
         let mut name = process.perf.find(address);
         if name.is_none()
