@@ -69,7 +69,7 @@ pub(super) struct Section {
 impl Section {
     /// Whether code of the section may run.
     pub(super) fn executable(&self) -> bool {
-        self.flags & u64::from(elf::SHF_EXECINSTR.0) != 0
+        self.flags & elf::SHF_EXECINSTR.0 != 0
     }
 }
 
@@ -252,7 +252,7 @@ impl Elf {
 
     /// The place of a section's bytes in the file, if it has any and they are not compressed.
     pub(super) fn plain(&self, section: &Section) -> Option<(u64, u64)> {
-        let compressed = section.flags & u64::from(elf::SHF_COMPRESSED.0) != 0;
+        let compressed = section.flags & elf::SHF_COMPRESSED.0 != 0;
         let inside = section.offset.checked_add(section.size).is_some_and(|end| end <= self.len);
         (section.kind != elf::SHT_NOBITS.0 && !compressed && inside)
             .then_some((section.offset, section.size))
@@ -294,7 +294,7 @@ impl Elf {
         &self,
         section: &Section,
     ) -> Result<Option<(CompressionFormat, u64, u64)>, Unknown> {
-        if section.flags & u64::from(elf::SHF_COMPRESSED.0) == 0 {
+        if section.flags & elf::SHF_COMPRESSED.0 == 0 {
             return Ok(None);
         }
         let len: u64 = if self.wide { 24 } else { 12 };

@@ -17,7 +17,7 @@ use super::{
     Limits, Stats, Unknown, debug,
     dwarf::{self, Dwarf, Frame},
     elf::Elf,
-    names,
+    names, sys,
     table::Table,
 };
 
@@ -144,8 +144,10 @@ impl Files {
 
     /// Drops DWARF that nothing has asked for in a while.
     pub(super) fn drop_idle(&mut self, now: Instant) {
-        for entry in self.entries.values_mut() {
-            entry.dwarf.take_if(|d| now.saturating_duration_since(d.used) > IDLE);
+        let idle = |d: &mut Dwarf| now.saturating_duration_since(d.used) > IDLE;
+        let dropped = self.entries.values_mut().filter_map(|e| e.dwarf.take_if(idle)).count();
+        if dropped > 0 {
+            sys::give_back_memory();
         }
     }
 
@@ -287,22 +289,30 @@ impl Entry {
         })
     }
 
-    /// Takes from the symbol table what DWARF leaves open: the name of the outermost function.
+    /// Names the outermost function as the symbol table does where it can, so that it has the same
+    /// name whether or not there is DWARF, and `malloc` is not `__GI___libc_malloc`.
     fn merge(
         &self,
         parts: Parts,
         address: u64,
         mut frames: Vec<Frame>,
     ) -> Result<Vec<Frame>, Unknown> {
+        let symbol = match &self.table {
+            Some(Ok(table)) => {
+                table.find(self.file(parts.table_in_debug), address).ok_or(Unknown::NoSymbol)
+            }
+            Some(Err(unknown)) => Err(*unknown),
+            None => Err(Unknown::NoSymbol),
+        };
         if frames.is_empty() {
             frames.push(Frame::default());
         }
-        if let Some(outer) = frames.last_mut().filter(|f| f.name.is_empty()) {
-            let table = self.table.as_ref().ok_or(Unknown::NoSymbol)?;
-            let table = table.as_ref().map_err(|unknown| *unknown)?;
-            let elf = self.file(parts.table_in_debug);
-            let name = table.find(elf, address).ok_or(Unknown::NoSymbol)?;
-            outer.name = names::demangle(&name);
+        if let Some(outer) = frames.last_mut() {
+            match symbol {
+                Ok(name) => outer.name = names::demangle(&name),
+                Err(unknown) if outer.name.is_empty() => return Err(unknown),
+                Err(_) => {}
+            }
         }
         for unnamed in frames.iter_mut().filter(|f| f.name.is_empty()) {
             unnamed.name.push_str("[inlined]");

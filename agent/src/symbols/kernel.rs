@@ -16,8 +16,10 @@ use super::{Unknown, maps::hex, names};
 const KALLSYMS: &str = "/proc/kallsyms";
 /// Most bytes that are read of it: five times what a large kernel has.
 const BYTES: u64 = 64 << 20;
-/// Shortest time between two readings. One takes the kernel some 50 ms.
+/// Shortest time between two readings, and the share of the time they may take: 1 in 1,000. One
+/// takes some 50 ms.
 const AGAIN: Duration = Duration::from_secs(10);
+const COST: u32 = 1000;
 /// Most bytes that a function of a module or a BPF program reaches: what lies farther behind a
 /// symbol belongs to something that was loaded since.
 const LOADED_FUNCTION: u64 = 256 << 10;
@@ -31,7 +33,8 @@ pub(super) type Function<'a> = (&'a [u8], &'a Arc<str>);
 #[derive(Default)]
 pub(super) struct Kernel {
     table: Table,
-    read: Option<Instant>,
+    /// When it may be read again.
+    due: Option<Instant>,
 }
 
 #[derive(Default)]
@@ -54,13 +57,12 @@ struct Entry {
 impl Kernel {
     /// The function at an address.
     pub(super) fn find(&mut self, address: u64) -> Result<Function<'_>, Unknown> {
-        let due = self.read.is_none_or(|at| at.elapsed() >= AGAIN);
-        if due && self.table.find(address).is_err() {
-            self.read = Some(Instant::now());
-            match File::open(KALLSYMS) {
-                Ok(file) => self.table = Table::read(BufReader::new(file.take(BYTES))),
-                Err(_) => return Err(Unknown::Unreadable),
-            }
+        let start = Instant::now();
+        if self.table.find(address).is_err() && self.due.is_none_or(|due| start >= due) {
+            self.due = Some(start + AGAIN);
+            let file = File::open(KALLSYMS).map_err(|_| Unknown::Unreadable)?;
+            self.table = Table::read(BufReader::new(file.take(BYTES)));
+            self.due = Some(start + AGAIN.max(start.elapsed() * COST));
         }
         self.table.find(address)
     }

@@ -7,11 +7,13 @@
 //!
 //! Not for unwinding, and not for escaping names.
 
+mod answer;
 mod debug;
 mod dwarf;
 mod elf;
 mod files;
 mod kernel;
+mod limits;
 mod maps;
 mod meter;
 mod names;
@@ -30,6 +32,10 @@ use std::{
 
 use hashbrown::HashMap;
 
+pub use self::{
+    answer::{Module, Region, Symbol, Unknown},
+    limits::{Limits, Stats},
+};
 use self::{
     dwarf::Frame,
     files::Files,
@@ -48,185 +54,6 @@ const REFRESH: Duration = Duration::from_secs(10);
 /// A process's mappings may cost this share of the time, whatever their number: 1 in 200.
 const COST: u32 = 200;
 
-/// What may be held. Memory is given for x86-64.
-#[derive(Clone, Debug)]
-pub struct Limits {
-    /// Processes; some 200 bytes each besides their mappings.
-    pub processes: usize,
-    /// Mappings of one process. The kernel's own bound is 65,530 (`vm.max_map_count`).
-    pub mappings_per_process: usize,
-    /// Mappings of all processes, of 40 bytes: 10 MiB.
-    pub mappings: usize,
-    /// Descriptors of executable files and their debug files. The usual soft limit of a process is
-    /// 1,024, and the rest of the agent needs some too.
-    pub files: usize,
-    /// Bytes of the symbol table of one file, 16 a function. A browser has a million functions.
-    pub table_bytes_per_file: u64,
-    /// Bytes of the symbol tables of all files.
-    pub table_bytes: u64,
-    /// Bytes of the DWARF sections of one file, decompressed. Larger ones get names from the symbol
-    /// table, without inlined functions and lines.
-    pub dwarf_bytes_per_file: u64,
-    /// Bytes of the DWARF sections of all files. It is only taken while new addresses come up.
-    pub dwarf_bytes: u64,
-    /// Addresses whose functions are remembered, of 150 bytes or so: 10 MiB.
-    pub results: usize,
-    /// Bytes of one process's perf map that are read.
-    pub perf_map_bytes: u64,
-    /// Functions of one process's perf map that are kept, of about 50 bytes.
-    pub perf_map_entries: usize,
-    /// Functions of all perf maps.
-    pub perf_entries: usize,
-    /// Perf maps, each with a descriptor.
-    pub perf_maps: usize,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Self {
-            processes: 4096,
-            mappings_per_process: 1 << 16,
-            mappings: 1 << 18,
-            files: 512,
-            table_bytes_per_file: 16 << 20,
-            table_bytes: 32 << 20,
-            dwarf_bytes_per_file: 64 << 20,
-            dwarf_bytes: 64 << 20,
-            results: 1 << 16,
-            perf_map_bytes: 64 << 20,
-            perf_map_entries: 1 << 17,
-            perf_entries: 1 << 18,
-            perf_maps: 128,
-        }
-    }
-}
-
-/// What an address stands for: one function, or the reason why none is known.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Symbol {
-    /// The function, demangled. For an unknown one the module in brackets, or the reason.
-    pub name: Arc<str>,
-    /// Its source file, empty if unknown.
-    pub file: Arc<str>,
-    /// Line in that file, 0 if unknown.
-    pub line: u32,
-    /// The compiler put this function into the next one.
-    pub inlined: bool,
-    /// What the code is part of.
-    pub module: Arc<Module>,
-    /// Offset in the module's file; the address itself for the kernel, and where there is no file.
-    pub offset: u64,
-    /// Why the function is unknown.
-    pub unknown: Option<Unknown>,
-}
-
-/// A file, or another thing with a name, that code or data was mapped from.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
-pub struct Module {
-    /// Its path as the process sees it, or a name in brackets as in `/proc/PID/maps`; `[kernel]`
-    /// and `[MODULE]` for the kernel and its modules; empty if unknown.
-    pub path: Arc<str>,
-    /// Its GNU build ID in hexadecimal, empty if it has none or is not code.
-    pub build_id: Arc<str>,
-}
-
-/// What is mapped at an address.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Region {
-    /// The file or the region; its path is `[unknown: REASON]` if that is not known.
-    pub mapping: Arc<Module>,
-    /// Offset in the file, or in the region if there is no file.
-    pub offset: u64,
-}
-
-/// Declares the reasons with their names.
-macro_rules! reasons {
-    ($($(#[$meta:meta])* $variant:ident = $text:literal;)*) => {
-        /// Why an address has no function.
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-        pub enum Unknown { $($(#[$meta])* $variant,)* }
-
-        impl Unknown {
-            /// Every reason.
-            pub const ALL: &'static [Self] = &[$(Self::$variant,)*];
-
-            /// The reason in a word or two.
-            #[must_use]
-            pub fn name(self) -> &'static str {
-                match self { $(Self::$variant => $text,)* }
-            }
-        }
-    };
-}
-
-reasons! {
-    /// The process was gone before it was seen.
-    NoProcess = "process gone";
-    /// Nothing is mapped there.
-    Unmapped = "unmapped";
-    /// No symbol covers it: the file is stripped, or the code was made at run time.
-    NoSymbol = "no symbol";
-    /// What is mapped is not an ELF file.
-    NotElf = "not ELF";
-    /// The ELF file contradicts itself.
-    Malformed = "malformed";
-    /// It is beyond a limit.
-    TooLarge = "too large";
-    /// The file could not be opened or read.
-    Unreadable = "unreadable";
-    /// The file has been changed since it was mapped.
-    Changed = "file changed";
-    /// The file was closed to stay within the limits, and the process is gone.
-    Evicted = "evicted";
-    /// The kernel hides its addresses (`kernel.kptr_restrict`; `CAP_SYSLOG` shows them).
-    Restricted = "restricted";
-}
-
-/// What has been done and is held.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Stats {
-    /// Processes known.
-    pub processes: usize,
-    /// Mappings of them.
-    pub mappings: usize,
-    /// Files open, debug files not counted.
-    pub files: usize,
-    /// Descriptors held.
-    pub descriptors: usize,
-    /// Bytes of symbol tables, the kernel's included.
-    pub table_bytes: u64,
-    /// Bytes of DWARF.
-    pub dwarf_bytes: u64,
-    /// Functions of perf maps.
-    pub perf_entries: usize,
-    /// Addresses remembered.
-    pub results: usize,
-    /// Readings of mappings.
-    pub maps_read: u64,
-    /// Readings that met the limit of mappings.
-    pub maps_cut: u64,
-    /// Perf maps that met a limit.
-    pub perf_maps_cut: u64,
-    /// Processes forgotten to stay within the limits.
-    pub processes_evicted: u64,
-    /// Files closed to stay within the limits.
-    pub files_evicted: u64,
-    /// Symbol tables dropped to stay within the limits.
-    pub tables_evicted: u64,
-    /// DWARF dropped to stay within the limits.
-    pub dwarf_evicted: u64,
-    /// Perf maps dropped to stay within the limits.
-    pub perf_maps_evicted: u64,
-    /// Times DWARF was loaded.
-    pub dwarf_loads: u64,
-    /// Files whose DWARF is too large or malformed.
-    pub dwarf_refused: u64,
-    /// Look-ups that DWARF could not answer within its bounds.
-    pub dwarf_failed: u64,
-    /// Resolutions that ended without a function, by the order of [`Unknown::ALL`].
-    pub unknown: [u64; Unknown::ALL.len()],
-}
-
 struct Process {
     memory: Memory,
     /// Why nothing is known of it.
@@ -235,6 +62,13 @@ struct Process {
     read: Instant,
     cost: Duration,
     used: u64,
+}
+
+impl Process {
+    /// Whether its mappings may be read again after `wait`.
+    fn due(&self, wait: Duration) -> bool {
+        self.read.elapsed() >= wait.max(self.cost * COST)
+    }
 }
 
 /// Turns addresses into functions.
@@ -270,14 +104,16 @@ impl Symbols {
     }
 
     /// Reads the mappings of a process that is new, and opens the files of its code. Of a known one
-    /// they are read again after some seconds. Cheap otherwise.
+    /// they are read again after some seconds. Cheap otherwise, and meant to be called for every
+    /// event as it arrives: it is what keeps a process from being forgotten.
     pub fn sight(&mut self, process: ProcessKey) {
         self.clock += 1;
         match self.processes.get_mut(&process) {
             Some(known) => {
                 known.used = self.clock;
-                let due = REFRESH.max(known.cost * COST);
-                if known.gone.is_none() && known.read.elapsed() >= due {
+                // Without a start time, a process of the same PID may have come since.
+                let gone = known.gone.is_some() && process.start_ns != 0;
+                if !gone && known.due(REFRESH) {
                     self.read(process);
                     self.files.drop_idle(Instant::now());
                 }
@@ -295,14 +131,16 @@ impl Symbols {
         is_return_address: bool,
     ) -> Arc<[Symbol]> {
         let address = address.wrapping_sub(is_return_address.into());
-        self.sight(process);
+        let known = self.processes.get(&process).and_then(|p| p.memory.find(address));
+        if let Some((image, offset)) = known
+            && let Some(symbols) = self.results.get((image.id, offset))
+        {
+            return symbols;
+        }
         let (image, offset) = match self.locate(process, address) {
             Ok(found) => found,
             Err(unknown) => return self.unknown(unknown),
         };
-        if let Some(known) = self.results.get((image.id, offset)) {
-            return Arc::clone(known);
-        }
         match image.content {
             Content::File(key) => {
                 let mut found = self.in_file(process, &image, &key, offset);
@@ -319,7 +157,7 @@ impl Symbols {
     pub fn kernel(&mut self, address: u64, is_return_address: bool) -> Arc<[Symbol]> {
         let address = address.wrapping_sub(is_return_address.into());
         if let Some(known) = self.results.get((0, address)) {
-            return Arc::clone(known);
+            return known;
         }
         let (name, module) = match self.kernel.find(address) {
             Ok(found) => found,
@@ -339,7 +177,6 @@ impl Symbols {
 
     /// What is mapped at an address of a process, for page faults.
     pub fn region(&mut self, process: ProcessKey, address: u64) -> Region {
-        self.sight(process);
         match self.locate(process, address) {
             Ok((image, offset)) => Region { mapping: Arc::clone(&image.module), offset },
             Err(unknown) => {
@@ -353,7 +190,9 @@ impl Symbols {
 
     /// The path of a process's executable as the process sees it.
     pub fn executable(&mut self, process: ProcessKey) -> Option<Arc<str>> {
-        self.sight(process);
+        if !self.processes.contains_key(&process) {
+            self.sight(process);
+        }
         self.processes.get(&process)?.memory.executable.clone()
     }
 
@@ -417,27 +256,28 @@ impl Symbols {
         }
     }
 
-    /// The image at an address and the offset in it; reads the mappings again if there is none.
+    /// The image at an address and the offset in it; reads the mappings if there is none.
     fn locate(&mut self, key: ProcessKey, address: u64) -> Result<(Arc<Image>, u64), Unknown> {
-        let known = self.processes.get(&key).ok_or(Unknown::NoProcess)?;
-        if let Some((image, offset)) = known.memory.find(address) {
-            return Ok((Arc::clone(image), offset));
-        }
-        if known.gone.is_none() && known.read.elapsed() >= AGAIN.max(known.cost * COST) {
-            self.read(key);
-        }
-        let known = self.processes.get(&key).ok_or(Unknown::NoProcess)?;
-        match known.memory.find(address) {
-            Some((image, offset)) => Ok((Arc::clone(image), offset)),
-            None if known.memory.cut => Err(Unknown::TooLarge),
-            None => Err(known.gone.unwrap_or(Unknown::Unmapped)),
+        let mut seen = false;
+        loop {
+            let known = self.processes.get(&key);
+            if let Some((image, offset)) = known.and_then(|p| p.memory.find(address)) {
+                return Ok((Arc::clone(image), offset));
+            }
+            match known {
+                None if seen => return Err(Unknown::NoProcess),
+                None => self.sight(key),
+                Some(p) if !seen && p.gone.is_none() && p.due(AGAIN) => self.read(key),
+                Some(p) if p.memory.cut => return Err(Unknown::TooLarge),
+                Some(p) => return Err(p.gone.unwrap_or(Unknown::Unmapped)),
+            }
+            seen = true;
         }
     }
 
     /// Opens the files of a process again, unless that was just done.
     fn reopen(&mut self, key: ProcessKey) -> bool {
-        let due = |p: &Process| p.read.elapsed() >= AGAIN.max(p.cost * COST);
-        let reopen = self.processes.get(&key).is_some_and(due);
+        let reopen = self.processes.get(&key).is_some_and(|p| p.due(AGAIN));
         if reopen {
             self.read(key);
         }
@@ -466,7 +306,7 @@ impl Symbols {
         let Some(process) = self.processes.get_mut(&key) else { return self.unknown(unknown) };
         let place = (process.perf.id, address);
         if let Some(known) = self.results.get(place) {
-            return Arc::clone(known);
+            return known;
         }
         let mut name = process.perf.find(address);
         if name.is_none()

@@ -238,9 +238,10 @@ mod tests {
                 functions.insert(*start, start + size, line);
             }
             for address in 0..100 {
-                let latest = ranges.iter().zip(0..).rev();
-                let mut latest = latest.filter(|((s, n), _)| (*s..s + n).contains(&address));
-                prop_assert_eq!(functions.find(address), latest.next().map(|(_, line)| line));
+                let covering = ranges.iter().zip(0_u32..);
+                let covering = covering.filter(|((s, n), _)| (*s..s + n).contains(&address));
+                let latest = covering.last();
+                prop_assert_eq!(functions.find(address), latest.map(|(_, line)| line));
             }
         }
 

@@ -24,13 +24,13 @@ pub(super) struct Results {
 impl Results {
     /// What is known of a place.
     #[inline]
-    pub(super) fn get(&mut self, place: Place) -> Option<&Arc<[Symbol]>> {
-        if !self.young.contains_key(&place)
-            && let Some(symbols) = self.old.remove(&place)
-        {
-            self.young.insert(place, symbols);
+    pub(super) fn get(&mut self, place: Place) -> Option<Arc<[Symbol]>> {
+        if let Some(known) = self.young.get(&place) {
+            return Some(Arc::clone(known));
         }
-        self.young.get(&place)
+        let known = self.old.remove(&place)?;
+        self.young.insert(place, Arc::clone(&known));
+        Some(known)
     }
 
     /// Keeps an answer; `most` bounds how many are kept.

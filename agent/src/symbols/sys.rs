@@ -111,3 +111,13 @@ pub(super) fn ticks_per_second() -> u64 {
     let ticks = unsafe { libc::sysconf(libc::_SC_CLK_TCK) };
     u64::try_from(ticks).unwrap_or(100).max(1)
 }
+
+/// Returns freed memory to the kernel. Parsed DWARF is many small pieces, of which the allocator
+/// would keep the pages.
+pub(super) fn give_back_memory() {
+    // SAFETY: it touches free memory only.
+    #[cfg(target_env = "gnu")]
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
