@@ -39,6 +39,13 @@ impl Clock {
         wall.unwrap_or(UNIX_EPOCH).max(UNIX_EPOCH)
     }
 
+    /// The wall clock's time of a kernel time in nanoseconds since 1970.
+    #[must_use]
+    pub fn to_unix_ns(self, time: KTime) -> i64 {
+        let since = self.to_wall(time).duration_since(UNIX_EPOCH).unwrap_or_default();
+        i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
+    }
+
     /// The kernel time of a wall clock's time; the ends of the range for what is outside it.
     #[must_use]
     pub fn to_kernel(self, wall: SystemTime) -> KTime {

@@ -49,6 +49,7 @@ enum LogFormat {
 #[derive(Debug, Subcommand)]
 enum Command {
     Record(command::record::Args),
+    Agent(command::agent::Args),
     Doctor(command::doctor::Args),
 }
 
@@ -70,6 +71,7 @@ fn main() -> ExitCode {
 fn run(command: Command) -> anyhow::Result<Exit> {
     match command {
         Command::Record(args) => command::record::run(&args),
+        Command::Agent(args) => command::agent::run(&args),
         Command::Doctor(args) => command::doctor::run(&args),
     }
 }

@@ -144,6 +144,15 @@ pub enum ServeError {
 pub struct Server(JoinHandle<Result<(), ServeError>>);
 
 impl Server {
+    /// Waits until the server ends, which it does by itself only if it fails. May be given up and
+    /// called again.
+    ///
+    /// # Errors
+    /// When the server failed.
+    pub async fn failed(&mut self) -> Result<(), ServeError> {
+        (&mut self.0).await?
+    }
+
     /// Waits until the batches have ended and the clients have read the end of their streams, but for
     /// those that take longer than [`DRAIN_TIMEOUT`]. Then the socket is gone.
     ///

@@ -3,6 +3,9 @@
 
 use std::process::ExitCode;
 
+use crate::profile::Signal;
+
+pub mod agent;
 pub mod doctor;
 pub mod filter;
 pub mod record;
@@ -23,4 +26,13 @@ impl From<Exit> for ExitCode {
             Exit::No => Self::FAILURE,
         }
     }
+}
+
+/// A signal by its name, for clap.
+fn signal(text: &str) -> Result<Signal, String> {
+    let names = || Signal::ALL.map(Signal::name).join(", ");
+    Signal::ALL
+        .into_iter()
+        .find(|signal| signal.name() == text)
+        .ok_or_else(|| format!("choose one of {}", names()))
 }

@@ -72,7 +72,7 @@ pub struct Args {
     pub frequency: u32,
 
     /// What to measure
-    #[arg(long, value_name = "SIGNAL", default_value = "cpu", value_parser = signal)]
+    #[arg(long, value_name = "SIGNAL", default_value = "cpu", value_parser = super::signal)]
     pub signal: Signal,
 
     /// Which part of the node
@@ -94,14 +94,6 @@ pub struct Args {
     /// Size of the ring buffer in bytes, for tests of its overflow
     #[arg(long, value_name = "BYTES", hide = true)]
     pub ring_bytes: Option<u32>,
-}
-
-fn signal(text: &str) -> Result<Signal, String> {
-    let names = || Signal::ALL.map(Signal::name).join(", ");
-    Signal::ALL
-        .into_iter()
-        .find(|signal| signal.name() == text)
-        .ok_or_else(|| format!("choose one of {}", names()))
 }
 
 /// The probes that make up a signal.
@@ -193,7 +185,7 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
         title: title(args),
         subtitle: subtitle(&summary),
         root: Root::default(),
-        start_unix_ns: unix_ns(profile.start),
+        start_unix_ns: Clock::now().to_unix_ns(profile.start),
     };
     let bytes = export::render(&profile, format, &options)?;
     write::write(&output, &bytes)?;
@@ -399,13 +391,6 @@ fn subtitle(summary: &Summary) -> String {
         "{} samples in {:.1} s, {} processes, {} lost",
         summary.samples, summary.seconds, summary.processes, summary.lost
     )
-}
-
-/// A kernel time as nanoseconds since 1970, 0 if it is before.
-fn unix_ns(time: KTime) -> i64 {
-    let wall = Clock::now().to_wall(time);
-    let since = wall.duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_nanos()).unwrap_or(0)
 }
 
 /// Tells a person how it went, on standard error: standard output may be the file.

@@ -26,6 +26,7 @@ use super::{
 use crate::{
     clock::Clock,
     export::{self, Format},
+    fold::Root,
     profile::Profile,
     select::Selector,
 };
@@ -157,7 +158,12 @@ impl v1::profiler_server::Profiler for Profiler {
         } else {
             request.title
         };
-        let options = export::Options { title, subtitle: subtitle(&info) };
+        let options = export::Options {
+            title,
+            subtitle: subtitle(&info),
+            root: Root::WorkloadThenComm,
+            start_unix_ns: clock.to_unix_ns(profile.start),
+        };
         let data = self.render(profile, format, options).await?;
         info.size_bytes = data.len() as u64;
         Ok(Response::new(Box::pin(tokio_stream::iter(chunks(info, data)))))
