@@ -71,7 +71,9 @@ fn split_is_70_to_30() -> Result<()> {
     let shares = perf_shares(command)?;
     let share = |name: &str| shares.iter().find(|(its, _)| its == name).map_or(0.0, |s| s.1);
     let (a, b) = (share("split::hot_a"), share("split::hot_b"));
-    assert!((a - 70.0).abs() < 1.0 && (b - 30.0).abs() < 1.0, "{a} % and {b} %: {shares:?}");
+    // The rest is the kernel's: interrupts, and more of it on a busy machine.
+    assert!(a + b > 95.0, "{shares:?}");
+    assert!((100.0 * a / (a + b) - 70.0).abs() < 1.0, "{a} % and {b} %: {shares:?}");
     Ok(())
 }
 

@@ -55,7 +55,14 @@ fn clippy() -> Result<()> {
 fn dependencies() -> Result<()> {
     let path = setup::cargo_deny()?;
     progress("cargo deny");
-    run(cargo().env("PATH", path).args(["deny", "check", "bans", "licenses", "sources"]))
+    run(cargo().env("PATH", path).args([
+        "deny",
+        "check",
+        "--hide-inclusion-graph",
+        "bans",
+        "licenses",
+        "sources",
+    ]))
 }
 
 /// The API has buf's rules only once it has a configuration for buf.
