@@ -50,6 +50,9 @@ enum LogFormat {
 enum Command {
     Record(command::record::Args),
     Agent(command::agent::Args),
+    Watch(command::watch::Args),
+    Flamegraph(command::flamegraph::Args),
+    Status(command::status::Args),
     Doctor(command::doctor::Args),
 }
 
@@ -72,6 +75,9 @@ fn run(command: Command) -> anyhow::Result<Exit> {
     match command {
         Command::Record(args) => command::record::run(&args),
         Command::Agent(args) => command::agent::run(&args),
+        Command::Watch(args) => command::watch::run(args).map(|()| Exit::Done),
+        Command::Flamegraph(args) => command::flamegraph::run(args).map(|()| Exit::Done),
+        Command::Status(args) => command::status::run(args).map(|()| Exit::Done),
         Command::Doctor(args) => command::doctor::run(&args),
     }
 }

@@ -6,9 +6,13 @@ use std::process::ExitCode;
 use crate::profile::Signal;
 
 pub mod agent;
+pub mod client;
 pub mod doctor;
 pub mod filter;
+pub mod flamegraph;
 pub mod record;
+pub mod status;
+pub mod watch;
 
 /// How a command ended, when it did not fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
