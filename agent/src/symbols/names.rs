@@ -10,6 +10,12 @@ pub(super) const RAW_NAME: usize = 16 << 10;
 /// template whose arguments nobody reads, and names are what the agent sends most of.
 const SHOWN_NAME: usize = 4 << 10;
 
+/// How deep the parts of a C++ name may nest. The demangler tries every reading of an ambiguous
+/// part, so that its time can double with each level: a name of 80 bytes takes minutes at its
+/// default of 96. At 48 the worst seeds found take 5 ms, and of 98,537 names in LLVM and libstdc++
+/// 184 stay as they are.
+const NESTING: u32 = 48;
+
 /// A name as it is shown: Rust and C++ demangled, anything else as it is.
 pub(super) fn demangle(raw: &[u8]) -> String {
     let Ok(text) = str::from_utf8(raw) else {
@@ -25,7 +31,8 @@ pub(super) fn demangle(raw: &[u8]) -> String {
             fmt::write(&mut name, format_args!("{rust:#}"))
         } else {
             let options = cpp_demangle::DemangleOptions::new();
-            let symbol = cpp_demangle::Symbol::new(text).ok()?;
+            let limit = cpp_demangle::ParseOptions::default().recursion_limit(NESTING);
+            let symbol = cpp_demangle::Symbol::new_with_options(text, &limit).ok()?;
             symbol.structured_demangle(&mut name, &options)
         };
         // What did not fit has been cut by `Bounded`; any other failure leaves the raw name.
@@ -93,12 +100,19 @@ mod tests {
     }
 
     #[test]
-    fn names_are_cut() {
+    fn names_are_bounded() {
         let long = demangle("é".repeat(10_000).as_bytes());
         assert!(long.ends_with('…') && long.len() <= SHOWN_NAME + '…'.len_utf8());
         // Each substitution doubles: 2^40 letters.
         let bomb = format!("_Z1fI1A{}E", "S_S_".repeat(2000));
         assert!(demangle(bomb.as_bytes()).len() <= SHOWN_NAME + '…'.len_utf8());
+        // Each repetition multiplies the readings.
+        for seed in ["cvT_I", "LSaI", "LS_I", "C1I", "IStC1", "ILSt", "L1aI"] {
+            for name in ["_ZNK1acvT_I", "_Z1f", "_ZNK1aI"] {
+                let name = format!("{name}{}v", seed.repeat(30));
+                assert_eq!(demangle(name.as_bytes()), name);
+            }
+        }
         let invalid = demangle(&[0xff; 20_000]);
         assert!(invalid.len() <= SHOWN_NAME + '…'.len_utf8());
     }
