@@ -114,6 +114,7 @@ impl Resolver {
         count: u64,
         weight: u64,
     ) -> Sample {
+        self.symbols.sight(key.process);
         let base = self.stack(key.process, stack);
         let mut frames: Vec<FrameId> = Vec::new();
         let signal = match key.subject {
@@ -148,6 +149,7 @@ impl Resolver {
     /// `None` for a kind that is not told one by one.
     fn occurrence(&mut self, raw: &RawOccurrence) -> Option<Occurrence> {
         let process = raw.task.process;
+        self.symbols.sight(process);
         let frames = self.stack(process, &raw.stack);
         let comm = self.comm(process, raw.task.comm);
         let what = match raw.detail {

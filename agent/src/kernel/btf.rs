@@ -229,15 +229,15 @@ mod tests {
         let good = sample();
         for cut in 0..good.len() {
             if let Ok(btf) = Btf::parse(good[..cut].to_vec()) {
-                btf.field_offset("outer", "e");
+                assert!(btf.field_offset("outer", "e").is_none_or(|offset| offset == 8));
             }
         }
         for at in 0..good.len() {
             let mut bad = good.clone();
             bad[at] = 0xff;
             if let Ok(btf) = Btf::parse(bad) {
-                btf.field_offset("outer", "d");
-                btf.tracepoints();
+                let found = (btf.field_offset("outer", "d"), btf.tracepoints());
+                assert!(found.1.len() <= 1, "{at}: {found:?}");
             }
         }
     }
