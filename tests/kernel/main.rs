@@ -1,9 +1,15 @@
 //! The tests on the running kernel. Run by `cargo xtask test`, as root, one after the other.
 //!
 //! A test that lacks a privilege reports itself as ignored, with the reason; on CI it fails.
-//! Add a test to the table of its subject; `shared` proves what the others rely on.
+//! Add a test to the table of its subject; `shared` proves what the others rely on, and `record` runs
+//! `podflame record` for them.
 
+mod account;
 mod bpf;
+mod cpu;
+mod faults;
+mod input;
+mod record;
 mod shared;
 
 use std::{env, process::ExitCode};
@@ -14,7 +20,13 @@ use libtest_mimic::{Arguments, Completion, Failed, Trial};
 type Test = (&'static str, fn() -> anyhow::Result<()>);
 
 fn main() -> ExitCode {
-    let tables: [(&str, &[Test]); 1] = [("shared", shared::TESTS)];
+    let tables: [(&str, &[Test]); 5] = [
+        ("shared", shared::TESTS),
+        ("account", account::TESTS),
+        ("cpu", cpu::TESTS),
+        ("faults", faults::TESTS),
+        ("input", input::TESTS),
+    ];
     let trials = tables.iter().flat_map(|(subject, tests)| {
         tests.iter().map(move |(name, test)| {
             Trial::ignorable_test(format!("{subject}::{name}"), move || run(*test))

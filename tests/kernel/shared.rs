@@ -3,6 +3,7 @@
 use std::{
     fs,
     net::TcpListener,
+    path::Path,
     process::{Command, Stdio},
     time::Duration,
 };
@@ -89,10 +90,15 @@ fn perf_shares(command: Command) -> Result<Vec<(String, f64)>> {
         .args(command.get_args());
     let status = record.stdout(Stdio::null()).status().context("start perf")?;
     ensure!(status.success(), "{record:?}: {status}");
+    perf_report(&data)
+}
+
+/// The share of each function in the samples that `perf record` wrote to that file, in percent.
+pub(crate) fn perf_report(data: &Path) -> Result<Vec<(String, f64)>> {
     let report = Command::new("perf")
         .args(["report", "--stdio", "--fields", "overhead,sym", "--field-separator", ";"])
-        .args(["--percent-limit", "0.1", "--input"])
-        .arg(&data)
+        .args(["--no-children", "--call-graph", "none", "--percent-limit", "0.1", "--input"])
+        .arg(data)
         .output()
         .context("start perf")?;
     let text = String::from_utf8(report.stdout)?;

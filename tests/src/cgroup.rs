@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, File},
-    io::Write as _,
+    io::{ErrorKind, Write as _},
     os::unix::{fs::MetadataExt as _, process::CommandExt as _},
     path::{Path, PathBuf},
     process::{self, Command},
@@ -71,15 +71,17 @@ impl Cgroup {
     fn remove(&self) -> Result<()> {
         // Where the file is missing (before 5.14), only empty cgroups can be removed.
         drop(fs::write(self.path.join("cgroup.kill"), "1"));
-        let mut path = self.path.as_path();
-        while path != self.mount {
-            // Busy until the kernel has let go of what was killed.
-            wait_for("a cgroup to be empty", Duration::from_secs(10), || {
-                Ok(fs::remove_dir(path).ok())
-            })
-            .with_context(|| format!("remove {}", path.display()))?;
-            path = path.parent().context("a cgroup outside of its mount")?;
-        }
+        // Busy until the kernel has let go of what was killed.
+        wait_for("a cgroup to be empty", Duration::from_secs(10), || {
+            match fs::remove_dir(&self.path) {
+                Err(error) if error.kind() != ErrorKind::NotFound => Ok(None),
+                _ => Ok(Some(())),
+            }
+        })
+        .with_context(|| format!("remove {}", self.path.display()))?;
+        // Those above it, up to one that holds another test's cgroup or is not of this kind.
+        let above = self.path.ancestors().skip(1).take_while(|path| **path != self.mount);
+        above.take_while(|path| fs::remove_dir(path).is_ok()).for_each(drop);
         Ok(())
     }
 }
