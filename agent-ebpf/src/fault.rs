@@ -6,12 +6,7 @@ use aya_ebpf::{
 use aya_log_ebpf::warn;
 use podflame_wire::{Drop, Probe};
 
-use crate::{
-    maps::FAULT_SCRATCH,
-    record::Run,
-    stack::set,
-    task,
-};
+use crate::{maps::FAULT_SCRATCH, record::Run, stack::set, task};
 
 /// Samples a minor fault; the weight is the number of faults since the sample before.
 #[perf_event]

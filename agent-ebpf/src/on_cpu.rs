@@ -1,6 +1,8 @@
 //! On-CPU samples: a `perf_event` program on `cpu-clock`.
 
-use aya_ebpf::{helpers::generated::bpf_get_current_cgroup_id, macros::perf_event, programs::PerfEventContext};
+use aya_ebpf::{
+    helpers::generated::bpf_get_current_cgroup_id, macros::perf_event, programs::PerfEventContext,
+};
 use aya_log_ebpf::warn;
 use podflame_wire::{Drop, Probe};
 

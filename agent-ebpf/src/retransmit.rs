@@ -184,7 +184,11 @@ unsafe fn storage(sk: *const u8, flags: u64) -> *mut Sender {
 ///
 /// `storage` must be a socket's storage, or null.
 #[inline(always)]
-unsafe fn sender(storage: *const Sender, record: &mut RetransmitRecord, frames: &mut [u64; FRAMES]) {
+unsafe fn sender(
+    storage: *const Sender,
+    record: &mut RetransmitRecord,
+    frames: &mut [u64; FRAMES],
+) {
     nobody(record, StackEnd::None);
     if storage.is_null() {
         return;

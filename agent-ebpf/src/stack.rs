@@ -36,7 +36,8 @@ pub(crate) unsafe fn kernel(
     shape: &mut StackShape,
 ) {
     // SAFETY: the buffer is as long as stated; the caller's promise for `ctx`.
-    let bytes = unsafe { bpf_get_stack(ctx, frames.as_mut_ptr().cast(), (MAX_FRAMES * 8) as u32, 0) };
+    let bytes =
+        unsafe { bpf_get_stack(ctx, frames.as_mut_ptr().cast(), (MAX_FRAMES * 8) as u32, 0) };
     let count = if bytes > 0 { bytes as u64 / 8 } else { 0 };
     set(&mut shape.kernel_frames, count as u16);
 }
