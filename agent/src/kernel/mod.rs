@@ -136,15 +136,13 @@ struct Runs {
     missed: bool,
 }
 
-/// Hits without a counted run after which the kernel does not count: more than can be on their way
-/// on any number of CPUs at the moment of a reading.
-const UNCOUNTED: u64 = 8192;
-
 impl Runs {
     /// Takes a reading; returns the count if it can be compared with `hits`.
     fn read(&mut self, hits: u64, count: u64, cpus: usize) -> Option<u64> {
-        let uncounted = (hits - self.hits.min(hits)).saturating_sub(count - self.count.min(count));
-        self.missed |= uncounted > (cpus as u64).min(UNCOUNTED);
+        // One run a CPU can have counted its hit and not its end.
+        let uncounted =
+            hits.saturating_sub(self.hits).saturating_sub(count - self.count.min(count));
+        self.missed |= uncounted > cpus as u64;
         (self.hits, self.count) = (hits, count);
         (count > 0 && !self.missed).then_some(count)
     }
