@@ -81,6 +81,10 @@ pub(crate) static ON_CPU_SCRATCH: PerCpuArray<Scratch<SampleRecord>> =
 pub(crate) static FAULT_SCRATCH: PerCpuArray<Scratch<FaultRecord>> =
     PerCpuArray::with_max_entries(1, 0);
 
+/// How many faults the events had counted when they last sampled: minor, and major.
+#[map]
+pub(crate) static FAULTS_TOLD: PerCpuArray<u64> = PerCpuArray::with_max_entries(2, 0);
+
 /// For retransmits.
 #[map]
 pub(crate) static RETRANSMIT_SCRATCH: PerCpuArray<Scratch<RetransmitRecord>> =

@@ -69,7 +69,7 @@ impl Run {
             return false;
         }
         // SAFETY: the value is not kept.
-        control.only_cgroups == 0 || unsafe { CGROUPS.get(&cgroup_id) }.is_some()
+        control.only_cgroups == 0 || unsafe { CGROUPS.get(cgroup_id) }.is_some()
     }
 
     /// Completes the header of the record in `scratch` (its task, cgroup, weight and stack are there
@@ -157,7 +157,7 @@ fn is_new(task: &Task) -> bool {
         return false;
     }
     // SAFETY: the value is copied out at once.
-    let known = match unsafe { SEEN.get(&task.pid) } {
+    let known = match unsafe { SEEN.get(task.pid) } {
         Some(start) => *start == task.start_ns,
         None => false,
     };
@@ -165,7 +165,7 @@ fn is_new(task: &Task) -> bool {
         return false;
     }
     // A failure only means that the next record wakes the agent again.
-    let _ = SEEN.insert(&task.pid, &task.start_ns, 0);
+    let _ = SEEN.insert(task.pid, task.start_ns, 0);
     true
 }
 

@@ -107,7 +107,7 @@ impl Walk {
         if fp == 0 {
             return Err(StackEnd::Complete);
         }
-        if fp < get(&self.below) || fp % 8 != 0 || fp >= USER_END {
+        if fp < get(&self.below) || !fp.is_multiple_of(8) || fp >= USER_END {
             return Err(StackEnd::NoFramePointer);
         }
         let index = (fp % WINDOW_BYTES / 8) as usize;
@@ -162,5 +162,5 @@ pub(crate) fn set<T: Copy>(field: &mut T, value: T) {
 /// Whether code of user space can be at this address.
 #[inline(always)]
 fn is_code(address: u64) -> bool {
-    address >= USER_START && address < USER_END
+    (USER_START..USER_END).contains(&address)
 }
