@@ -7,11 +7,12 @@ use aya_ebpf::{
     programs::PerfEventContext,
 };
 use aya_log_ebpf::warn;
-use podflame_wire::{Drop, FaultRecord, Probe, StackEnd};
+use podflame_wire::{Drop, Probe};
 
 use crate::{
     maps::{FAULT_SCRATCH, FAULTS_TOLD},
-    record::{Facts, Run},
+    record::Run,
+    stack::set,
     task,
 };
 
@@ -32,36 +33,31 @@ pub(crate) fn major_fault(ctx: PerfEventContext) -> u32 {
 #[inline(always)]
 fn fault(ctx: &PerfEventContext, probe: Probe) {
     let Some(run) = Run::start(probe) else { return };
-    let task = task::current();
-    // SAFETY: a helper without arguments.
-    let cgroup_id = unsafe { bpf_get_current_cgroup_id() };
-    // Before the filter, so that each sample stands for the faults behind the one before it,
-    // whosever that was.
-    let weight = faults_since_last(ctx.ctx, probe);
-    if !run.wanted(cgroup_id, task.pid) {
-        return run.filtered();
-    }
     let Some(scratch) = FAULT_SCRATCH.get_ptr_mut(0) else {
         run.dropped(Drop::NoMemory);
         return;
     };
     // SAFETY: as in `on_cpu`.
-    unsafe {
+    let full = unsafe {
         let scratch = &mut *scratch;
-        let event = ctx.ctx;
-        // A fault in the kernel on a user address (`copy_to_user`) is the system call's caller's.
-        let (regs, _) = task::interrupted(event);
-        let (user, end) = match regs {
-            Some(regs) => scratch.walk.run(&regs, &mut scratch.frames, 0),
-            None => (0, StackEnd::None),
-        };
-        let facts = Facts { cgroup_id, weight, task };
-        scratch.record.address = (*event).addr;
-        scratch.record.header = run.header(facts, size_of::<FaultRecord>(), 0, user, end);
-        let record = (&raw const scratch.record).cast();
-        if run.send::<{ size_of::<FaultRecord>() }>(record, &scratch.record.header) == Err(0) {
-            warn!(ctx, "the ring buffer is full: page faults are being dropped and counted");
+        let header = &mut scratch.record.header;
+        task::write_current(&mut header.task);
+        header.cgroup_id = bpf_get_current_cgroup_id();
+        // Before the filter, so that each sample stands for the faults behind the one before it,
+        // whosever that was.
+        header.weight = faults_since_last(ctx.ctx, probe);
+        if !run.wanted(header) {
+            return run.filtered();
         }
+        scratch.record.address = (*ctx.ctx).addr;
+        // A fault in the kernel on a user address (`copy_to_user`) is the system call's caller's.
+        let (regs, _) = task::interrupted(ctx.ctx);
+        set(&mut header.stack.kernel_frames, 0);
+        scratch.walk.run(regs, &mut scratch.frames, &mut header.stack);
+        run.send(scratch)
+    };
+    if full == Err(0) {
+        warn!(ctx, "the ring buffer is full: page faults are being dropped and counted");
     }
 }
 

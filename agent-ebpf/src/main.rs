@@ -7,6 +7,9 @@
 //! kernel's BTF.
 #![no_std]
 #![no_main]
+// Compare-and-exchange, which BPF has since 5.12 but the target's `core::sync::atomic` not yet.
+#![expect(internal_features, reason = "there is no other way to it, and the toolchain is pinned")]
+#![feature(core_intrinsics)]
 
 mod fault;
 mod fields;

@@ -7,7 +7,7 @@ use aya_ebpf::{
 };
 use podflame_wire::{
     Control, Counters, FaultRecord, MAX_CGROUPS, MAX_FRAMES, Probe, RetransmitRecord, SampleRecord,
-    Task,
+    StackShape, Task,
 };
 
 use crate::stack::Walk;
@@ -31,17 +31,13 @@ pub(crate) struct Scratch<R> {
 #[repr(C)]
 pub(crate) struct Sender {
     /// Odd while it is written; a reader that sees two values takes nothing.
-    pub(crate) version: u32,
-    /// How many frames there are.
-    pub(crate) frames: u16,
-    /// A `StackEnd`.
-    pub(crate) end: u8,
-    /// Zero.
-    pub(crate) pad: u8,
+    pub(crate) version: u64,
     /// When it was taken, `CLOCK_MONOTONIC` in nanoseconds. 0: never.
     pub(crate) time_ns: u64,
     /// Who sent.
     pub(crate) task: Task,
+    /// How many frames there are, all of user space.
+    pub(crate) shape: StackShape,
     /// The user stack, innermost frame first.
     pub(crate) stack: [u64; MAX_FRAMES + 1],
 }

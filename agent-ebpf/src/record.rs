@@ -4,24 +4,19 @@ use aya_ebpf::{
     bindings::{BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP},
     helpers::generated::{bpf_get_smp_processor_id, bpf_ktime_get_ns, bpf_ringbuf_output},
 };
-use podflame_wire::{Control, Counters, Drop, Header, Probe, StackEnd, StackShape, Task};
+use podflame_wire::{
+    Control, Counters, Drop, FaultRecord, Header, Probe, RetransmitRecord, SampleRecord, Task,
+};
 
-use crate::maps::{CGROUPS, CONTROL, COUNTERS, EVENTS, FRAMES, SEEN};
+use crate::{
+    maps::{CGROUPS, CONTROL, COUNTERS, EVENTS, FRAMES, SEEN, Scratch},
+    stack::get,
+};
 
 /// One run of a program: every way out of it counts, so that `hits = stored + dropped + filtered`.
 pub(crate) struct Run {
     probe: Probe,
     counters: *mut Counters,
-}
-
-/// What is known of an event before its stack is walked.
-pub(crate) struct Facts {
-    /// The cgroup that is charged.
-    pub(crate) cgroup_id: u64,
-    /// What it stands for.
-    pub(crate) weight: u64,
-    /// The task that is charged.
-    pub(crate) task: Task,
 }
 
 impl Run {
@@ -55,95 +50,97 @@ impl Run {
 
     /// The event is kept without a record.
     #[inline(always)]
-    pub(crate) fn kept(self, end: StackEnd) {
-        // SAFETY: as in `start`; the index is a variant's number.
+    pub(crate) fn kept(self, end: u8) {
+        // SAFETY: as in `start`.
         unsafe {
             (*self.counters).stored += 1;
-            (*self.counters).stack_ends[end as usize] += 1;
+            if let Some(count) = (*self.counters).stack_ends.get_mut(end as usize) {
+                *count += 1;
+            }
         }
     }
 
     /// Whether the filter lets an event of this cgroup and process pass.
     #[inline(always)]
-    pub(crate) fn wanted(&self, cgroup_id: u64, pid: u32) -> bool {
+    pub(crate) fn wanted(&self, header: &Header) -> bool {
+        let (cgroup_id, pid) = (get(&header.cgroup_id), get(&header.task.pid));
         let Some(control) = control() else { return true };
         if control.only_pid != 0 && control.only_pid != pid {
             return false;
         }
         // SAFETY: the value is not kept.
-        control.only_cgroups == 0 || unsafe { CGROUPS.get(&cgroup_id) }.is_some()
+        control.only_cgroups == 0 || unsafe { CGROUPS.get(cgroup_id) }.is_some()
     }
 
-    /// The header of a record of `fixed` bytes and these frames.
+    /// Completes the header of the record in `scratch` (its task, cgroup, weight and stack are there
+    /// already) and sends the record with its frames. `Err` with how often the ring buffer was full
+    /// before, if it is now.
     #[inline(always)]
-    pub(crate) fn header(
-        &self,
-        facts: Facts,
-        fixed: usize,
-        kernel: usize,
-        user: usize,
-        end: StackEnd,
-    ) -> Header {
+    pub(crate) fn send<R: Record>(self, scratch: &mut Scratch<R>) -> Result<(), u64> {
+        let frames_at = size_of::<R>();
+        let header = scratch.record.header();
+        let frames = (get(&header.stack.kernel_frames) + get(&header.stack.user_frames)) as usize
+            & (FRAMES - 1);
+        let len = frames_at + frames * 8;
         // SAFETY: helpers without arguments.
         let (cpu, time_ns) = unsafe { (bpf_get_smp_processor_id(), bpf_ktime_get_ns()) };
-        Header {
-            kind: self.probe as u8,
-            pad: 0,
-            cpu: cpu as u16,
-            len: (fixed + 8 * (kernel + user)) as u32,
-            time_ns,
-            cgroup_id: facts.cgroup_id,
-            weight: facts.weight,
-            task: facts.task,
-            stack: StackShape {
-                kernel_frames: kernel as u16,
-                user_frames: user as u16,
-                user_end: end as u8,
-                pad: [0; 3],
-            },
-        }
-    }
-
-    /// Sends the record that starts at `record`: its fixed part of `FIXED` bytes and the frames
-    /// behind it. `Err` with how often the ring buffer was full before, if it is now.
-    ///
-    /// # Safety
-    ///
-    /// `record` must start with `header` and lie in a `Scratch` whose fixed part is `FIXED` bytes.
-    #[inline(always)]
-    pub(crate) unsafe fn send<const FIXED: usize>(
-        self,
-        record: *const u8,
-        header: &Header,
-    ) -> Result<(), u64> {
-        let shape = header.stack;
-        let frames = (shape.kernel_frames + shape.user_frames) as usize & (FRAMES - 1);
-        let wake = if is_new(&header.task) || is_filling() {
-            BPF_RB_FORCE_WAKEUP
-        } else {
-            BPF_RB_NO_WAKEUP
-        };
-        // SAFETY: the caller's promise: that many bytes are there.
+        header.kind = self.probe as u8;
+        header.pad = 0;
+        header.cpu = cpu as u16;
+        header.len = len as u32;
+        header.time_ns = time_ns;
+        header.stack.pad = [0; 3];
+        let (weight, end) = (get(&header.weight), get(&header.stack.user_end));
+        let wake = is_new(&header.task) || is_filling();
+        let wake = if wake { BPF_RB_FORCE_WAKEUP } else { BPF_RB_NO_WAKEUP };
+        // SAFETY: the frames lie right behind the record, so that many bytes are there.
         let failed = unsafe {
             bpf_ringbuf_output(
                 (&raw const EVENTS).cast_mut().cast(),
-                record.cast_mut().cast(),
-                (FIXED + frames * 8) as u64,
+                (&raw mut scratch.record).cast(),
+                len as u64,
                 wake as u64,
             )
         };
         if failed != 0 {
             return Err(self.dropped(Drop::RingFull));
         }
-        // SAFETY: as in `start`; the index is masked to the array and a variant's number anyway.
+        // SAFETY: as in `start`.
         unsafe {
             (*self.counters).stored += 1;
-            (*self.counters).weight += header.weight;
-            if let Some(count) = (*self.counters).stack_ends.get_mut(shape.user_end as usize) {
+            (*self.counters).weight += weight;
+            if let Some(count) = (*self.counters).stack_ends.get_mut(end as usize) {
                 *count += 1;
             }
         }
         Ok(())
+    }
+}
+
+/// A record that starts with a header.
+pub(crate) trait Record {
+    /// The header.
+    fn header(&mut self) -> &mut Header;
+}
+
+impl Record for SampleRecord {
+    #[inline(always)]
+    fn header(&mut self) -> &mut Header {
+        &mut self.header
+    }
+}
+
+impl Record for FaultRecord {
+    #[inline(always)]
+    fn header(&mut self) -> &mut Header {
+        &mut self.header
+    }
+}
+
+impl Record for RetransmitRecord {
+    #[inline(always)]
+    fn header(&mut self) -> &mut Header {
+        &mut self.header
     }
 }
 
@@ -160,11 +157,15 @@ fn is_new(task: &Task) -> bool {
         return false;
     }
     // SAFETY: the value is copied out at once.
-    if unsafe { SEEN.get(&task.pid) }.is_some_and(|start| *start == task.start_ns) {
+    let known = match unsafe { SEEN.get(task.pid) } {
+        Some(start) => *start == task.start_ns,
+        None => false,
+    };
+    if known {
         return false;
     }
     // A failure only means that the next record wakes the agent again.
-    let _ = SEEN.insert(&task.pid, &task.start_ns, 0);
+    let _ = SEEN.insert(task.pid, task.start_ns, 0);
     true
 }
 

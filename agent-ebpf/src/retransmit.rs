@@ -5,7 +5,10 @@
 //! `sock_send_length`, which runs in the sender's own context, keeps the sender's stack in the
 //! socket's storage. A socket that never lost anything pays a look-up and nothing more.
 
-use core::ptr;
+use core::{
+    intrinsics::{AtomicOrdering::SeqCst, atomic_cxchg},
+    ptr,
+};
 
 use aya_ebpf::{
     bindings::BPF_SK_STORAGE_GET_F_CREATE,
@@ -21,7 +24,8 @@ use podflame_wire::{
 use crate::{
     fields::*,
     maps::{FRAMES, RETRANSMIT_SCRATCH, SENDER_SCRATCH, SENDERS, Sender},
-    record::{Facts, Run},
+    record::Run,
+    stack::{get, set},
     task,
 };
 
@@ -53,31 +57,27 @@ pub(crate) fn retransmit(ctx: BtfTracePointContext) -> i32 {
     };
     // SAFETY: the scratch is this CPU's; `sk` and `skb` are typed pointers, and each offset is of
     // the type it is used with.
-    unsafe {
+    let full = unsafe {
         let scratch = &mut *scratch;
-        let cgroup_id = owner(sk);
-        let mut sent = Sent { task: NOBODY, age_ns: 0, frames: 0, end: StackEnd::None };
+        let record = &mut scratch.record;
+        set(&mut record.header.cgroup_id, owner(sk));
         let storage = storage(sk, BPF_SK_STORAGE_GET_F_CREATE as u64);
-        if !storage.is_null() {
-            sent = sender(storage, &mut scratch.frames);
-        }
-        if !run.wanted(cgroup_id, sent.task.pid) {
+        sender(storage, record, &mut scratch.frames);
+        if !run.wanted(&record.header) {
             run.filtered();
             return 0;
         }
-        let record = &mut scratch.record;
         endpoints(sk, record, &SOCKET);
-        record.netns = netns(sk);
-        record.state = read(sk, &SOCK_STATE).unwrap_or(0);
+        set(&mut record.netns, netns(sk));
+        set(&mut record.state, read(sk, &SOCK_STATE).unwrap_or(0));
         tcp(sk, record);
-        record.sender_age_ns = sent.age_ns;
-        record.segments = segments(skb);
-        let facts = Facts { cgroup_id, weight: record.segments as u64, task: sent.task };
-        record.header = run.header(facts, size_of::<RetransmitRecord>(), 0, sent.frames, sent.end);
-        let start = ptr::from_ref(record).cast();
-        if run.send::<{ size_of::<RetransmitRecord>() }>(start, &record.header) == Err(0) {
-            warn!(&ctx, "the ring buffer is full: retransmits are being dropped and counted");
-        }
+        let segments = segments(skb);
+        record.segments = segments;
+        record.header.weight = segments as u64;
+        run.send(scratch)
+    };
+    if full == Err(0) {
+        warn!(&ctx, "the ring buffer is full: retransmits are being dropped and counted");
     }
     0
 }
@@ -93,27 +93,27 @@ pub(crate) fn synack(ctx: BtfTracePointContext) -> i32 {
         return 0;
     };
     // SAFETY: as in `retransmit`.
-    unsafe {
-        let record = &mut (*scratch).record;
-        let cgroup_id = owner(sk);
-        if !run.wanted(cgroup_id, 0) {
+    let full = unsafe {
+        let scratch = &mut *scratch;
+        let record = &mut scratch.record;
+        set(&mut record.header.cgroup_id, owner(sk));
+        nobody(record, StackEnd::None);
+        if !run.wanted(&record.header) {
             run.filtered();
             return 0;
         }
         endpoints(request, record, &REQUEST);
-        record.netns = netns(sk);
+        set(&mut record.netns, netns(sk));
         record.state = TCP_SYN_RECV;
         record.cause = Cause::SynAck as u8;
         record.srtt_us = 0;
         record.cwnd = 0;
-        record.sender_age_ns = 0;
         record.segments = 1;
-        let facts = Facts { cgroup_id, weight: 1, task: NOBODY };
-        record.header = run.header(facts, size_of::<RetransmitRecord>(), 0, 0, StackEnd::None);
-        let start = ptr::from_ref(record).cast();
-        if run.send::<{ size_of::<RetransmitRecord>() }>(start, &record.header) == Err(0) {
-            warn!(&ctx, "the ring buffer is full: retransmits are being dropped and counted");
-        }
+        record.header.weight = 1;
+        run.send(scratch)
+    };
+    if full == Err(0) {
+        warn!(&ctx, "the ring buffer is full: retransmits are being dropped and counted");
     }
     0
 }
@@ -136,36 +136,26 @@ pub(crate) fn sender_stack(ctx: BtfTracePointContext) -> i32 {
             run.filtered();
             return 0;
         }
-        let (Some(scratch), Some(regs)) = (SENDER_SCRATCH.get_ptr_mut(0), task::user_registers())
-        else {
-            run.filtered();
+        let Some(walk) = SENDER_SCRATCH.get_ptr_mut(0) else {
+            run.dropped(Drop::NoMemory);
             return 0;
         };
+        let before = get(&storage.version);
         let version = &raw mut storage.version;
-        let before = version.read_volatile();
-        if before % 2 != 0 {
+        if before % 2 != 0
+            || !atomic_cxchg::<u64, { SeqCst }, { SeqCst }>(version, before, before + 1).1
+        {
             // Another thread is writing; its stack is as good.
             run.filtered();
             return 0;
         }
-        version.write_volatile(before + 1);
-        storage.task = task::current();
-        let (frames, end) = (*scratch).run(&regs, &mut storage.stack, 0);
-        storage.frames = frames as u16;
-        storage.end = end as u8;
+        task::write_current(&mut storage.task);
+        (*walk).run(task::user_registers(), &mut storage.stack, &mut storage.shape);
         storage.time_ns = now;
-        version.write_volatile(before + 2);
-        run.kept(end);
+        set(&mut storage.version, before + 2);
+        run.kept(get(&storage.shape.user_end));
     }
     0
-}
-
-/// Who sent on a socket.
-struct Sent {
-    task: Task,
-    age_ns: u64,
-    frames: usize,
-    end: StackEnd,
 }
 
 /// The socket's storage, or null.
@@ -187,35 +177,57 @@ unsafe fn storage(sk: *const u8, flags: u64) -> *mut Sender {
     }
 }
 
-/// Copies the sender's stack to `frames`. If it is written meanwhile, nothing is known of it.
+/// Copies who sent last, and the stack, into the record. If that is written meanwhile, or was never,
+/// nothing is known.
 ///
 /// # Safety
 ///
-/// `storage` must be a socket's storage.
+/// `storage` must be a socket's storage, or null.
 #[inline(always)]
-unsafe fn sender(storage: *const Sender, frames: &mut [u64; FRAMES]) -> Sent {
+unsafe fn sender(
+    storage: *const Sender,
+    record: &mut RetransmitRecord,
+    frames: &mut [u64; FRAMES],
+) {
+    nobody(record, StackEnd::None);
+    if storage.is_null() {
+        return;
+    }
     // SAFETY: the caller's promise.
     unsafe {
         let version = &raw const (*storage).version;
         let before = version.read_volatile();
-        let time_ns = (*storage).time_ns;
-        let nobody = Sent { task: NOBODY, age_ns: 0, frames: 0, end: StackEnd::None };
+        let time_ns = (&raw const (*storage).time_ns).read_volatile();
         if time_ns == 0 {
-            return nobody;
+            return;
         }
-        let task = (*storage).task;
-        let count = (*storage).frames as usize;
-        let end = StackEnd::from_number((*storage).end).unwrap_or(StackEnd::None);
+        let count = (&raw const (*storage).shape.user_frames).read_volatile() as usize;
         let mut index = 0;
-        while index < MAX_FRAMES && index < count {
+        while index < MAX_FRAMES {
+            if index >= count {
+                break;
+            }
             frames[index & (FRAMES - 1)] = (*storage).stack[index & MAX_FRAMES];
             index += 1;
         }
+        set(&mut record.header.stack.user_frames, index as u16);
+        record.header.task = (*storage).task;
+        record.header.stack.user_end = (*storage).shape.user_end;
+        record.sender_age_ns = bpf_ktime_get_ns() - time_ns;
         if before % 2 != 0 || version.read_volatile() != before {
-            return Sent { end: StackEnd::Torn, ..nobody };
+            nobody(record, StackEnd::Torn);
         }
-        Sent { task, age_ns: bpf_ktime_get_ns() - time_ns, frames: index, end }
     }
+}
+
+/// No sender is known, for this reason.
+#[inline(always)]
+fn nobody(record: &mut RetransmitRecord, end: StackEnd) {
+    record.header.task = NOBODY;
+    record.header.stack.kernel_frames = 0;
+    record.header.stack.user_frames = 0;
+    record.header.stack.user_end = end as u8;
+    record.sender_age_ns = 0;
 }
 
 /// ID of the cgroup that owns a socket, 0 if this kernel hides it.
@@ -294,10 +306,10 @@ const REQUEST: Endpoints = Endpoints {
 unsafe fn endpoints(object: *const u8, record: &mut RetransmitRecord, at: &Endpoints) {
     // SAFETY: the caller's promise.
     unsafe {
-        record.family = read(object, at.family).unwrap_or(0);
-        record.local_port = read(object, at.ports[0]).unwrap_or(0);
-        record.remote_port = u16::from_be(read(object, at.ports[1]).unwrap_or(0));
-        if record.family == AF_INET6 {
+        set(&mut record.family, read(object, at.family).unwrap_or(0));
+        set(&mut record.local_port, read(object, at.ports[0]).unwrap_or(0));
+        set(&mut record.remote_port, u16::from_be(read(object, at.ports[1]).unwrap_or(0)));
+        if get(&record.family) == AF_INET6 {
             record.local = words(object, at.v6[0]);
             record.remote = words(object, at.v6[1]);
         } else {
@@ -358,7 +370,7 @@ unsafe fn tcp(sk: *const u8, record: &mut RetransmitRecord) {
         record.srtt_us = read::<u32>(tp, &TCP_SRTT).unwrap_or(0) >> 3;
         record.cwnd = read(tp, &TCP_CWND).unwrap_or(0);
         record.cause = match read::<u8>(tp, &TCP_CA_STATE).map(|state| state & CA_STATE_MASK) {
-            _ if record.state == TCP_SYN_SENT => Cause::Syn as u8,
+            _ if get(&record.state) == TCP_SYN_SENT => Cause::Syn as u8,
             Some(TCP_CA_LOSS) => Cause::Timeout as u8,
             Some(TCP_CA_RECOVERY) => Cause::Fast as u8,
             // Outside recovery and loss, only a tail loss probe sends old data again

@@ -8,7 +8,7 @@
 //! 6.13 when uprobes race.
 
 use aya_ebpf::helpers::generated::{bpf_get_stack, bpf_probe_read_user};
-use podflame_wire::{MAX_FRAMES, StackEnd};
+use podflame_wire::{MAX_FRAMES, StackEnd, StackShape};
 
 use crate::{maps::FRAMES, task::Registers};
 
@@ -24,21 +24,22 @@ const USER_END: u64 = 0x7fff_ffff_f000;
 /// Below this nothing is ever mapped (`vm.mmap_min_addr` is 64 KiB, a page at the least).
 const USER_START: u64 = 0x1000;
 
-/// Puts the kernel stack at the front of `frames`; returns how many there are.
+/// Puts the kernel stack at the front of `frames`, and how many there are into `shape`.
 ///
 /// # Safety
 ///
 /// `ctx` must be the context of a `perf_event` program.
 #[inline(always)]
-pub(crate) unsafe fn kernel(ctx: *mut core::ffi::c_void, frames: &mut [u64; FRAMES]) -> usize {
+pub(crate) unsafe fn kernel(
+    ctx: *mut core::ffi::c_void,
+    frames: &mut [u64; FRAMES],
+    shape: &mut StackShape,
+) {
     // SAFETY: the buffer is as long as stated; the caller's promise for `ctx`.
     let bytes =
         unsafe { bpf_get_stack(ctx, frames.as_mut_ptr().cast(), (MAX_FRAMES * 8) as u32, 0) };
-    if bytes <= 0 {
-        return 0;
-    }
-    let count = bytes as usize / 8;
-    if count > MAX_FRAMES { MAX_FRAMES } else { count }
+    let count = if bytes > 0 { bytes as u64 / 8 } else { 0 };
+    set(&mut shape.kernel_frames, count as u16);
 }
 
 /// A walk along the frame pointers of a user stack. It lives in a map, and each step reads its state
@@ -57,35 +58,46 @@ pub(crate) struct Walk {
 }
 
 impl Walk {
-    /// Writes the user stack to `out[at..]`, innermost frame first, at most [`MAX_FRAMES`]; returns
-    /// how many frames there are and why it ended. `N` is a power of two.
+    /// Writes the user stack behind the kernel frames that `shape` states, innermost frame first, at
+    /// most [`MAX_FRAMES`]; then how many there are, and why it ended, to `shape`. `N` is a power of
+    /// two.
     ///
     /// Each frame on the stack is the caller's frame pointer and the return address above it (System
     /// V ABI for x86-64, section 3.2.2), and lies above the one before.
     #[inline(always)]
     pub(crate) fn run<const N: usize>(
         &mut self,
-        regs: &Registers,
+        regs: Registers,
         out: &mut [u64; N],
-        at: usize,
-    ) -> (usize, StackEnd) {
-        if !is_code(regs.ip) {
-            return (0, StackEnd::None);
-        }
-        out[at & (N - 1)] = regs.ip;
+        shape: &mut StackShape,
+    ) {
+        let at = get(&shape.kernel_frames) as usize;
         set(&mut self.fp, regs.fp);
         set(&mut self.below, regs.sp);
         set(&mut self.base, 0);
-        let mut count = 1;
-        while count < MAX_FRAMES {
-            let address = match self.step() {
-                Ok(address) => address,
-                Err(end) => return (count, end),
-            };
-            out[(at + count) & (N - 1)] = address;
-            count += 1;
+        let mut count = 0;
+        let mut end = StackEnd::None;
+        if is_code(regs.ip) {
+            out[at & (N - 1)] = regs.ip;
+            count = 1;
+            end = StackEnd::Truncated;
+            while count < MAX_FRAMES {
+                match self.step() {
+                    Ok(address) => out[(at + count) & (N - 1)] = address,
+                    Err(reason) => {
+                        end = reason;
+                        break;
+                    }
+                }
+                count += 1;
+            }
+            if get(&self.fp) == 0 {
+                end = StackEnd::Complete;
+            }
         }
-        (count, if get(&self.fp) == 0 { StackEnd::Complete } else { StackEnd::Truncated })
+        // To memory at once: what follows reads it from there, and is then the same for all ends.
+        set(&mut shape.user_frames, count as u16);
+        set(&mut shape.user_end, end as u8);
     }
 
     /// Goes one frame outwards and returns its return address.
@@ -95,7 +107,7 @@ impl Walk {
         if fp == 0 {
             return Err(StackEnd::Complete);
         }
-        if fp < get(&self.below) || fp % 8 != 0 || fp >= USER_END {
+        if fp < get(&self.below) || !fp.is_multiple_of(8) || fp >= USER_END {
             return Err(StackEnd::NoFramePointer);
         }
         let index = (fp % WINDOW_BYTES / 8) as usize;
@@ -135,14 +147,14 @@ impl Walk {
 
 /// Reads a field from memory, not from a register that still holds it.
 #[inline(always)]
-fn get(field: &u64) -> u64 {
+pub(crate) fn get<T: Copy>(field: &T) -> T {
     // SAFETY: a reference is valid for reads.
     unsafe { core::ptr::from_ref(field).read_volatile() }
 }
 
 /// Writes a field to memory.
 #[inline(always)]
-fn set(field: &mut u64, value: u64) {
+pub(crate) fn set<T: Copy>(field: &mut T, value: T) {
     // SAFETY: a reference is valid for writes.
     unsafe { core::ptr::from_mut(field).write_volatile(value) }
 }
@@ -150,5 +162,5 @@ fn set(field: &mut u64, value: u64) {
 /// Whether code of user space can be at this address.
 #[inline(always)]
 fn is_code(address: u64) -> bool {
-    address >= USER_START && address < USER_END
+    (USER_START..USER_END).contains(&address)
 }

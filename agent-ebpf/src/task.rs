@@ -3,8 +3,8 @@
 use aya_ebpf::{
     bindings::{bpf_perf_event_data, pt_regs},
     helpers::{
-        bpf_get_current_comm, bpf_get_current_pid_tgid,
-        generated::{bpf_get_current_task_btf, bpf_task_pt_regs},
+        bpf_get_current_pid_tgid,
+        generated::{bpf_get_current_comm, bpf_get_current_task_btf, bpf_task_pt_regs},
     },
 };
 use podflame_wire::{COMM_LEN, Task};
@@ -46,16 +46,16 @@ impl Registers {
     }
 }
 
-/// The running task.
+/// Writes who the running task is to `task`, which lies in a map: a helper fills in the name, and
+/// nothing of it stays in registers that the verifier would tell paths apart by.
 #[inline(always)]
-pub(crate) fn current() -> Task {
+pub(crate) fn write_current(task: &mut Task) {
     let ids = bpf_get_current_pid_tgid();
-    Task {
-        pid: (ids >> 32) as u32,
-        tid: ids as u32,
-        start_ns: start_time(),
-        comm: bpf_get_current_comm().unwrap_or([0; COMM_LEN]),
-    }
+    task.pid = (ids >> 32) as u32;
+    task.tid = ids as u32;
+    task.start_ns = start_time();
+    // SAFETY: the array is as long as stated; on failure the helper fills it with zeros.
+    unsafe { bpf_get_current_comm(task.comm.as_mut_ptr().cast(), COMM_LEN as u32) };
 }
 
 /// Start of the running thread group in nanoseconds of `CLOCK_BOOTTIME`, 0 if this kernel hides it.
@@ -70,31 +70,32 @@ fn start_time() -> u64 {
     }
 }
 
-/// The registers with which the running task last left user space; none for a kernel thread.
+/// The registers with which the running task last left user space; all zero for a kernel thread.
 #[inline(always)]
-pub(crate) fn user_registers() -> Option<Registers> {
+pub(crate) fn user_registers() -> Registers {
     // SAFETY: as in `start_time`; `bpf_task_pt_regs` takes and returns typed pointers.
     unsafe {
         let task = bpf_get_current_task_btf();
-        let flags = read::<u32>(task.cast::<u8>().cast_const(), &TASK_FLAGS)?;
-        if flags & PF_KTHREAD != 0 {
-            return None;
+        match read::<u32>(task.cast::<u8>().cast_const(), &TASK_FLAGS) {
+            Some(flags) if flags & PF_KTHREAD == 0 => {
+                Registers::read(bpf_task_pt_regs(task) as *const pt_regs)
+            }
+            _ => Registers { ip: 0, sp: 0, fp: 0 },
         }
-        let regs = bpf_task_pt_regs(task) as *const pt_regs;
-        Some(Registers::read(regs))
     }
 }
 
-/// The user registers of the task that a perf event interrupted, and whether it was in user mode.
+/// The user registers of the task that a perf event interrupted; all zero if it has none. Also
+/// whether it was in user mode.
 ///
 /// # Safety
 ///
 /// `event` must be the context of a `perf_event` program.
 #[inline(always)]
-pub(crate) unsafe fn interrupted(event: *const bpf_perf_event_data) -> (Option<Registers>, bool) {
+pub(crate) unsafe fn interrupted(event: *const bpf_perf_event_data) -> (Registers, bool) {
     // SAFETY: the caller's promise. The low bits of the code segment selector are the privilege
     // level.
     let (regs, in_user_mode) =
         unsafe { (Registers::read(&raw const (*event).regs), (*event).regs.cs & 3 != 0) };
-    (if in_user_mode { Some(regs) } else { user_registers() }, in_user_mode)
+    (if in_user_mode { regs } else { user_registers() }, in_user_mode)
 }

@@ -330,5 +330,6 @@ const _: () = {
     assert!(size_of::<Counters>() == 8 * (4 + DROPS + StackEnd::ALL.len()));
     assert!(size_of::<Control>() == 16);
     // Frames follow the fixed part, aligned.
-    assert!(size_of::<FaultRecord>() % 8 == 0 && size_of::<RetransmitRecord>() % 8 == 0);
+    assert!(size_of::<FaultRecord>().is_multiple_of(8));
+    assert!(size_of::<RetransmitRecord>().is_multiple_of(8));
 };

@@ -6,11 +6,10 @@
 use std::{hash::BuildHasher, sync::Arc};
 
 use hashbrown::{HashMap, HashTable, hash_table};
-use podflame_wire::Probe;
 
 use crate::{
     account::AgentDrop,
-    event::{CgroupId, Detail, Event, KTime, ProcessKey, Stack, StackEnd, Task},
+    event::{CgroupId, Detail, Event, KTime, Probe, ProcessKey, Stack, StackEnd, Task},
 };
 
 /// Most distinct samples of one flush; more are dropped and counted. Each costs about 150 bytes, and

@@ -8,7 +8,6 @@
 use std::{sync::Arc, thread, time::Duration};
 
 use hashbrown::HashSet;
-use podflame_wire::Probe;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot},
     time::{Instant, MissedTickBehavior, interval, interval_at},
@@ -20,7 +19,7 @@ use crate::{
     aggregate::{Aggregator, Flush},
     clock,
     decode::decode,
-    event::{CgroupId, KTime, ProcessKey},
+    event::{CgroupId, KTime, Probe, ProcessKey},
     kernel::{Config, Kernel, KernelError, ProbeState, ring::Ring},
     profile::Batch,
     resolve::Resolver,

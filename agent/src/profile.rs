@@ -340,9 +340,12 @@ pub struct Profile {
     pub lost: u64,
 }
 
+/// What tells samples apart: every field of [`Sample`] but count and weight.
+type SampleKey = (Signal, WorkloadId, u32, StringId, StackId);
+
 /// Merges samples that are alike in everything but count and weight.
 #[derive(Clone, Debug, Default)]
-pub struct Merger(HashMap<(Signal, WorkloadId, u32, StringId, StackId), (u64, u64)>);
+pub struct Merger(HashMap<SampleKey, (u64, u64)>);
 
 impl Merger {
     /// Adds one.

@@ -2,7 +2,7 @@
 //!
 //! Not for events that are told one by one, and not for disk: an agent that restarts starts empty.
 
-mod intern;
+mod join;
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
@@ -14,7 +14,7 @@ use crate::{
     profile::{Additions, Batch, Dictionary, Merger, Profile, Sample, Signal, Workload},
     select::{Selection, Selector},
 };
-use intern::{Interner, Known};
+use join::{Joined, Known};
 
 /// How many signals there are: the length of every array by `Signal as usize`.
 pub const SIGNALS: usize = Signal::ALL.len();
@@ -393,7 +393,7 @@ fn join(mut parts: Vec<(&Arc<Dictionary>, Merger)>) -> Option<(Arc<Dictionary>, 
         let (dictionary, merger) = parts.pop()?;
         return Some((Arc::clone(dictionary), merger.iter().collect()));
     }
-    let mut interner = Interner::new();
+    let mut interner = Joined::default();
     let mut joined = Merger::default();
     for (dictionary, merger) in parts {
         let mut known = Known::default();

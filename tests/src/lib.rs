@@ -13,6 +13,6 @@ mod workload;
 
 pub use cgroup::Cgroup;
 pub use net::{Lossy, NetPair, Netns, left_behind};
-pub use perf::PerfStat;
+pub use perf::{PerfStat, perf_stat};
 pub use wait::wait_for;
 pub use workload::{Workload, podflame, tool, workload};

@@ -26,23 +26,12 @@ pub struct PerfStat {
 }
 
 impl PerfStat {
-    /// Counts an event such as `page-faults` on all CPUs; it counts when this returns.
+    /// Counts an event such as `page-faults` on all CPUs, whoever causes it; it counts when this
+    /// returns.
     ///
     /// # Errors
     /// When perf is missing, or does not know the event.
     pub fn all_cpus(event: &str) -> Result<Self> {
-        Self::start(event, &["--all-cpus"])
-    }
-
-    /// Counts an event of a process and the threads it has and will have.
-    ///
-    /// # Errors
-    /// When perf is missing, does not know the event, or the process is gone.
-    pub fn process(event: &str, pid: u32) -> Result<Self> {
-        Self::start(event, &["--pid", &pid.to_string()])
-    }
-
-    fn start(event: &str, whose: &[&str]) -> Result<Self> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
         let dir = std::env::temp_dir().join(format!("podflame-perf-{}-{count}", process::id()));
@@ -50,7 +39,7 @@ impl PerfStat {
         let (control, answers) = (fifo(dir.join("control"))?, fifo(dir.join("answers"))?);
         let mut perf = Command::new("perf")
             .args(["stat", "--field-separator", ",", "--event", event])
-            .args(whose)
+            .arg("--all-cpus")
             // Counts nothing until it is told to, and answers once it does.
             .args(["--delay", "-1", "--control"])
             .arg(format!("fifo:{0}/control,{0}/answers", dir.display()))
@@ -103,6 +92,30 @@ impl Drop for PerfStat {
         drop(self.perf.wait());
         drop(fs::remove_dir_all(&self.dir));
     }
+}
+
+/// Runs a workload to its end, and counts an event of it and of the processes that it starts.
+///
+/// Returns the count, and what the workload wrote after `ready`.
+///
+/// # Errors
+/// When perf is missing or does not know the event, or when the workload fails.
+pub fn perf_stat(event: &str, workload: &Command) -> Result<(u64, String)> {
+    let out = Command::new("perf")
+        .args(["stat", "--field-separator", ",", "--event", event, "--"])
+        .arg(workload.get_program())
+        .args(workload.get_args())
+        .stdin(Stdio::null())
+        .output()
+        .context("start perf: run the tests by `cargo xtask test`")?;
+    let report = String::from_utf8_lossy(&out.stderr);
+    if !out.status.success() {
+        bail!("perf stat of {workload:?}: {}: {report}", out.status);
+    }
+    let count = parse(&report).with_context(|| format!("perf stat wrote {report:?}"))?;
+    let written = String::from_utf8(out.stdout)?;
+    let rest = written.split_once('\n').map_or("", |(_, rest)| rest);
+    Ok((count, rest.to_owned()))
 }
 
 /// The count in `value,unit,event,time running,percent,…`.

@@ -13,7 +13,7 @@ use crate::{
 /// What to keep; the rest is filtered in the kernel.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub struct Args {
-    /// Only this process, by its PID on this node
+    /// Only this process, by its PID on this node; a retransmit is its own once its sender is known
     #[arg(long, value_name = "PID", conflicts_with = "cgroup", value_parser = clap::value_parser!(u32).range(1..))]
     pub pid: Option<u32>,
 

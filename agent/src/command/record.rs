@@ -10,7 +10,10 @@ use std::{
 use anyhow::{Context, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
-use tokio::sync::mpsc;
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::mpsc,
+};
 
 use crate::{
     account::Account,
@@ -215,6 +218,8 @@ struct Gathered {
 }
 
 async fn record(args: &Args) -> anyhow::Result<Recording> {
+    let mut interrupt = signal(SignalKind::interrupt()).context("wait for Ctrl-C")?;
+    let mut terminate = signal(SignalKind::terminate()).context("wait for SIGTERM")?;
     let (filter, cgroups) = args.filter.resolve()?;
     let options = Options {
         kernel: kernel::Config {
@@ -235,14 +240,15 @@ async fn record(args: &Args) -> anyhow::Result<Recording> {
     let gathering = tokio::spawn(gather(batches, bar.clone(), args.signal));
     tokio::select! {
         () = tokio::time::sleep(Duration::from_secs(args.seconds)) => {}
-        interrupted = tokio::signal::ctrl_c() => interrupted.context("wait for Ctrl-C")?,
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
     }
     let elapsed = Duration::from_nanos(clock::monotonic().0.saturating_sub(start.0));
     bar.set_message("naming functions…");
     let account = pipeline.stop().await;
     let gathered = tokio::select! {
         gathered = gathering => gathered.context("gather the batches")?,
-        _ = tokio::signal::ctrl_c() => bail!("interrupted while naming functions: nothing was written"),
+        _ = interrupt.recv() => bail!("interrupted while naming functions: nothing was written"),
     };
     bar.finish_and_clear();
     Ok(Recording { gathered, account, elapsed, start })
@@ -375,14 +381,11 @@ fn progress(args: &Args, cpus: usize) -> ProgressBar {
 }
 
 fn title(args: &Args) -> String {
-    let what = match args.signal {
-        Signal::Cpu => "On-CPU time",
-        Signal::PageFault => "Page faults",
-        Signal::Retransmit => "TCP retransmits, by the code that sent the data",
-    };
-    match args.filter.describe() {
-        Some(of) => format!("{what} of {of}"),
-        None => format!("{what} of this node"),
+    let of = args.filter.describe().unwrap_or_else(|| "this node".to_owned());
+    match args.signal {
+        Signal::Cpu => format!("On-CPU time of {of}"),
+        Signal::PageFault => format!("Page faults of {of}, by the code that touched the memory"),
+        Signal::Retransmit => format!("TCP retransmits of {of}, by the code that sent the data"),
     }
 }
 

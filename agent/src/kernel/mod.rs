@@ -124,6 +124,28 @@ pub struct Kernel {
     links: Vec<(Probe, BtfTracePointLinkId)>,
     states: Vec<(Probe, ProbeState)>,
     cpus: Vec<u32>,
+    runs: [Runs; Probe::ALL.len()],
+}
+
+/// The kernel's own count of a program's runs, as long as it can be compared with ours: something
+/// must have `BPF_ENABLE_STATS` on from the start to the end.
+#[derive(Clone, Copy, Debug, Default)]
+struct Runs {
+    hits: u64,
+    count: u64,
+    missed: bool,
+}
+
+impl Runs {
+    /// Takes a reading; returns the count if it can be compared with `hits`.
+    fn read(&mut self, hits: u64, count: u64, cpus: usize) -> Option<u64> {
+        // One run a CPU can have counted its hit and not its end.
+        let uncounted =
+            hits.saturating_sub(self.hits).saturating_sub(count - self.count.min(count));
+        self.missed |= uncounted > cpus as u64;
+        (self.hits, self.count) = (hits, count);
+        (count > 0 && !self.missed).then_some(count)
+    }
 }
 
 const COUNTER_WORDS: usize = size_of::<Counters>() / 8;
@@ -183,6 +205,7 @@ impl Kernel {
             links: Vec::new(),
             states: Vec::new(),
             cpus,
+            runs: [Runs::default(); Probe::ALL.len()],
             config,
         };
         kernel.attach_all(&aya_types)?;
@@ -332,6 +355,11 @@ impl Kernel {
         accounts: &mut [ProbeAccount; Probe::ALL.len()],
     ) -> Result<(), KernelError> {
         for (&probe, account) in Probe::ALL.iter().zip(accounts) {
+            let stats = self
+                .ebpf
+                .program(program_name(probe))
+                .and_then(|program| program.fd().ok())
+                .and_then(|fd| run_stats(fd.as_fd()));
             let per_cpu = self
                 .counters
                 .get(&u32::from(probe as u8), 0)
@@ -340,20 +368,17 @@ impl Kernel {
                 per_cpu.iter().map(|words: &[u64; COUNTER_WORDS]| transmute!(*words)).collect();
             account.set_kernel(&account::sum(&counters));
             account.active = self.state(probe) == &ProbeState::Active;
-            let stats = self
-                .ebpf
-                .program(program_name(probe))
-                .and_then(|program| program.fd().ok())
-                .and_then(|fd| run_stats(fd.as_fd()));
-            account.run_count = stats.map(|(count, _)| count);
-            account.run_time_ns = stats.map(|(_, time)| time);
+            let runs = &mut self.runs[probe as usize];
+            account.run_count =
+                stats.and_then(|(count, _)| runs.read(account.hits, count, self.cpus.len()));
+            account.run_time_ns = account.run_count.and(stats).map(|(_, time)| time);
         }
         Ok(())
     }
 }
 
-/// How often a program ran and for how many nanoseconds, by the kernel's own count. `None` while
-/// nothing has `BPF_ENABLE_STATS` on: the kernel then counts nothing.
+/// How often a program ran and for how many nanoseconds, by the kernel's own count, which stands
+/// still while nothing has `BPF_ENABLE_STATS` on.
 fn run_stats(program: std::os::fd::BorrowedFd<'_>) -> Option<(u64, u64)> {
     use std::os::fd::AsRawFd;
     // The kernel shows both in the descriptor's fdinfo (`bpf_prog_show_fdinfo`).
@@ -362,8 +387,7 @@ fn run_stats(program: std::os::fd::BorrowedFd<'_>) -> Option<(u64, u64)> {
     let value = |key: &str| {
         text.lines().find_map(|line| line.strip_prefix(key)?.trim().parse::<u64>().ok())
     };
-    let (count, time) = (value("run_cnt:")?, value("run_time_ns:")?);
-    (count > 0).then_some((count, time))
+    Some((value("run_cnt:")?, value("run_time_ns:")?))
 }
 
 fn load(types: &Btf, aya_types: &aya::Btf, ring_bytes: u32) -> Result<Ebpf, KernelError> {
@@ -462,4 +486,23 @@ fn explain(error: &ProgramError) -> String {
         source = cause.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn runs_are_compared_only_while_the_kernel_counts_them_all() {
+        let mut always = Runs::default();
+        assert_eq!(always.read(0, 0, 2), None);
+        assert_eq!(always.read(10, 9, 2), Some(9), "one is on its way");
+        assert_eq!(always.read(20, 20, 2), Some(20));
+        let mut late = Runs::default();
+        assert_eq!(late.read(100, 0, 2), None);
+        assert_eq!(late.read(200, 100, 2), None);
+        let mut ended = Runs::default();
+        assert_eq!(ended.read(100, 100, 2), Some(100));
+        assert_eq!(ended.read(200, 100, 2), None);
+    }
 }

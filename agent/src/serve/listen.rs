@@ -6,7 +6,10 @@
 use std::{
     collections::VecDeque,
     fs, io,
-    os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt},
+    os::unix::{
+        fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt},
+        net::SocketAddr,
+    },
     path::{Path, PathBuf},
     pin::Pin,
     sync::Arc,
@@ -79,6 +82,9 @@ impl Drop for SocketFile {
 /// When another agent answers there, something else is there, or the system refuses.
 pub fn bind(path: &Path) -> Result<(UnixListener, SocketFile), ListenError> {
     let fail = |what| move |error| ListenError::System(path.to_owned(), what, error);
+    // It is bound under another name below, so the system would not object to a path that is longer
+    // than clients can name (108 bytes with the NUL, unix(7)).
+    SocketAddr::from_pathname(path).map_err(fail("be the address of a socket"))?;
     let directory = match path.parent() {
         Some(parent) if parent != Path::new("") => parent,
         _ => Path::new("."),

@@ -411,4 +411,7 @@ async fn a_socket_in_use_is_refused_and_a_stale_one_is_replaced() {
     let error = listen_at(&file).unwrap_err().to_string();
     assert!(error.contains("not a socket"), "{error}");
     assert_eq!(fs::read_to_string(&file).unwrap(), "precious");
+
+    let error = listen_at(&directory.path().join("x".repeat(108))).unwrap_err().to_string();
+    assert!(error.contains("cannot be the address of a socket"), "{error}");
 }

@@ -1,3 +1,5 @@
+//! The store, filled with made-up batches.
+
 #![expect(clippy::unwrap_used, reason = "tests fail by panicking")]
 
 use std::collections::BTreeMap;

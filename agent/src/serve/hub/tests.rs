@@ -1,3 +1,5 @@
+//! The hub, driven by made-up batches and clients.
+
 #![expect(clippy::unwrap_used, reason = "tests fail by panicking")]
 
 use std::time::Duration;

@@ -1,25 +1,20 @@
 //! Puts samples of several dictionaries into one.
 
-use std::{hash::Hash, sync::Arc};
+use std::sync::Arc;
 
 use hashbrown::HashMap;
 
-use crate::profile::{
-    Dictionary, Frame, FrameId, Function, FunctionId, Mapping, MappingId, Sample, StackId,
-    StringId, Workload, WorkloadId,
+use crate::{
+    intern::Interner,
+    profile::{
+        Dictionary, Frame, FrameId, Function, Mapping, MappingId, Sample, StackId, StringId,
+        WorkloadId,
+    },
 };
 
 /// A dictionary that grows by what is looked up in others.
 #[derive(Default)]
-pub(super) struct Interner {
-    into: Dictionary,
-    strings: HashMap<Arc<str>, u32>,
-    mappings: HashMap<Mapping, u32>,
-    functions: HashMap<Function, u32>,
-    frames: HashMap<Frame, u32>,
-    stacks: HashMap<Arc<[FrameId]>, u32>,
-    workloads: HashMap<Arc<Workload>, u32>,
-}
+pub(super) struct Joined(Interner);
 
 /// The IDs of one source that were looked up already.
 #[derive(Default)]
@@ -30,26 +25,10 @@ pub(super) struct Known {
     workloads: HashMap<WorkloadId, WorkloadId>,
 }
 
-/// The index of a value, which is appended to the table if it is new.
-fn intern<T: Clone + Eq + Hash>(ids: &mut HashMap<T, u32>, table: &mut Vec<T>, value: T) -> u32 {
-    *ids.entry(value).or_insert_with_key(|value| {
-        table.push(value.clone());
-        // A table of more than u32::MAX entries would need terabytes.
-        (table.len() - 1) as u32
-    })
-}
-
-impl Interner {
-    /// An empty one, but for the empty string.
-    pub(super) fn new() -> Self {
-        let mut new = Self::default();
-        intern(&mut new.strings, &mut new.into.all.strings, Arc::from(""));
-        new
-    }
-
+impl Joined {
     /// The dictionary.
-    pub(super) fn finish(self) -> Dictionary {
-        self.into
+    pub(super) fn finish(mut self) -> Dictionary {
+        Dictionary { generation: self.0.generation(), all: self.0.take_new() }
     }
 
     /// A sample of the dictionary `from`, with the IDs it has here. An ID that `from` does not have
@@ -64,10 +43,7 @@ impl Interner {
     }
 
     fn string(&mut self, from: &Dictionary, known: &mut Known, id: StringId) -> StringId {
-        *known.strings.entry(id).or_insert_with(|| {
-            let text = from.all.strings.get(id.0 as usize).cloned().unwrap_or_else(|| "".into());
-            StringId(intern(&mut self.strings, &mut self.into.all.strings, text))
-        })
+        *known.strings.entry(id).or_insert_with(|| self.0.string(from.string(id)))
     }
 
     fn mapping(&mut self, from: &Dictionary, known: &mut Known, id: MappingId) -> MappingId {
@@ -80,7 +56,7 @@ impl Interner {
             path: self.string(from, known, path),
             build_id: self.string(from, known, build_id),
         };
-        MappingId(intern(&mut self.mappings, &mut self.into.all.mappings, mapping))
+        self.0.mapping(mapping)
     }
 
     fn frame(&mut self, from: &Dictionary, known: &mut Known, id: FrameId) -> Option<FrameId> {
@@ -93,9 +69,8 @@ impl Interner {
             file: self.string(from, known, function.file),
             mapping: self.mapping(from, known, function.mapping),
         };
-        let function = intern(&mut self.functions, &mut self.into.all.functions, function);
-        let frame = Frame { function: FunctionId(function), ..frame.clone() };
-        let new = FrameId(intern(&mut self.frames, &mut self.into.all.frames, frame));
+        let new = Frame { function: self.0.function(function), ..frame.clone() };
+        let new = self.0.frame(new);
         known.frames.insert(id, new);
         Some(new)
     }
@@ -104,17 +79,15 @@ impl Interner {
         if let Some(known) = known.stacks.get(&id) {
             return *known;
         }
-        let frames: Arc<[FrameId]> =
+        let frames: Vec<FrameId> =
             from.stack(id).iter().filter_map(|f| self.frame(from, known, *f)).collect();
-        let new = StackId(intern(&mut self.stacks, &mut self.into.all.stacks, frames));
+        let new = self.0.stack(&frames);
         known.stacks.insert(id, new);
         new
     }
 
     fn workload(&mut self, from: &Dictionary, known: &mut Known, id: WorkloadId) -> WorkloadId {
-        *known.workloads.entry(id).or_insert_with(|| {
-            let workload = from.workload(id).cloned().unwrap_or_default();
-            WorkloadId(intern(&mut self.workloads, &mut self.into.all.workloads, workload))
-        })
+        let workload = || from.workload(id).map_or_else(Arc::default, Arc::clone);
+        *known.workloads.entry(id).or_insert_with(|| self.0.workload(workload()))
     }
 }
