@@ -3,7 +3,7 @@
 use std::{io::IsTerminal, process::ExitCode};
 
 use clap::{Parser, Subcommand, ValueEnum};
-use podflame::command::{self, Exit};
+use podflame::command::{self, Exit, Usage};
 use tracing_subscriber::{EnvFilter, layer::SubscriberExt, util::SubscriberInitExt};
 
 /// An eBPF profiler for Linux nodes: what a process, a container or a pod spends its time on, and
@@ -65,8 +65,8 @@ fn main() -> ExitCode {
     match run(cli.command) {
         Ok(exit) => exit.into(),
         Err(e) => {
-            eprintln!("error: {e:#}");
-            ExitCode::FAILURE
+            eprintln!("error: {}", message(&e));
+            if e.is::<Usage>() { ExitCode::from(2) } else { ExitCode::FAILURE }
         }
     }
 }
@@ -80,6 +80,17 @@ fn run(command: Command) -> anyhow::Result<Exit> {
         Command::Status(args) => command::status::run(args).map(|()| Exit::Done),
         Command::Doctor(args) => command::doctor::run(&args),
     }
+}
+
+/// An error with its causes, but for those that the message in front of them tells already.
+fn message(error: &anyhow::Error) -> String {
+    let mut text = error.to_string();
+    for cause in error.chain().skip(1).map(ToString::to_string) {
+        if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    text
 }
 
 /// Logs go to standard error: standard output belongs to what a command is asked for.

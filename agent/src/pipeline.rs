@@ -1,13 +1,15 @@
 //! Wires the stages: kernel → decode → aggregate → resolve → whoever takes the batches.
 //!
-//! Two owners. The *collector*, a task, owns the kernel side and the aggregator: it drains the ring
-//! buffer, flushes, and never waits for anyone. The *resolver*, a thread, owns symbols, attribution
-//! and the dictionary, and reads files. Between them is a bounded queue; while it is full the
-//! collector goes on gathering into its bounded table, and what does not fit is counted as dropped.
+//! Three owners. The *collector*, a task, owns the kernel side and the aggregator: it drains the ring
+//! buffer, flushes, and never waits for anyone. The *witness*, a thread, reads processes as soon as
+//! they are seen, before they can exit. The *resolver*, a thread, owns symbols, attribution and the
+//! dictionary, and may spend seconds in a large file. Between them are bounded queues; while they
+//! are full the collector goes on gathering into its bounded table, and what does not fit is counted
+//! as dropped.
 
 use std::{sync::Arc, thread, time::Duration};
 
-use hashbrown::HashSet;
+use hashbrown::HashMap;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot},
     time::{Instant, MissedTickBehavior, interval, interval_at},
@@ -17,12 +19,13 @@ use tracing::{debug, error, warn};
 use crate::{
     account::{Account, AgentDrop},
     aggregate::{Aggregator, Flush},
-    clock,
+    attribute, clock,
     decode::decode,
     event::{CgroupId, KTime, Probe, ProcessKey},
     kernel::{Config, Kernel, KernelError, ProbeState, ring::Ring},
     profile::Batch,
-    resolve::Resolver,
+    resolve::{Resolver, Seen},
+    symbols::{Sighting, Sights},
 };
 
 /// How often the ring buffer is read when nothing wakes the agent. Longer means fewer wake-ups and
@@ -44,6 +47,13 @@ const FLUSHES: usize = 2;
 
 /// Processes whose sight was sent; beyond it all are forgotten, and sent again.
 const MAX_SIGHTED: usize = 65_536;
+
+/// How often a process with major faults is read again: each may be in a file that was mapped since,
+/// and waits for a device far longer than that costs.
+const AGAIN_NS: u64 = 100_000_000;
+
+/// KiB of mappings, as text, that may wait for the resolver: those of some thousand processes.
+const SEEN_KIB: u32 = 16 << 10;
 
 /// How long the last counters may take to agree with the kernel's own when everything is stopped:
 /// a program that runs on another CPU at that moment has counted its hit but not its end.
@@ -72,8 +82,9 @@ pub struct Pipeline {
     collector: tokio::task::JoinHandle<Account>,
 }
 
+/// In the order in which it is to be done: a process is read before its events are resolved.
 enum Work {
-    Sight(ProcessKey, CgroupId),
+    Sight(ProcessKey, CgroupId, Option<(Seen, OwnedSemaphorePermit)>),
     Flush {
         flush: Flush,
         start: KTime,
@@ -98,7 +109,13 @@ impl Pipeline {
         let (kernel, ring) = Kernel::start(options.kernel)?;
         let probes = Probe::ALL.iter().map(|p| (*p, kernel.state(*p).clone())).collect();
         let cpus = kernel.cpus().len();
-        let (work, waiting) = mpsc::channel(QUEUE);
+        let (work, seen) = mpsc::channel(QUEUE);
+        let (read, waiting) = mpsc::channel(QUEUE);
+        let sights = Sights::new(resolver.limits().clone());
+        thread::Builder::new()
+            .name("witness".to_owned())
+            .spawn(move || witness(sights, seen, &read))
+            .map_err(|e| KernelError::Io("start the thread that reads processes", e))?;
         thread::Builder::new()
             .name("resolver".to_owned())
             .spawn(move || resolve_all(resolver, waiting, &batches))
@@ -110,7 +127,7 @@ impl Pipeline {
             account: Account::default(),
             work,
             places: Arc::new(Semaphore::new(FLUSHES)),
-            sighted: HashSet::default(),
+            sighted: HashMap::default(),
             since: clock::monotonic(),
             cgroups: options.cgroups,
         };
@@ -134,6 +151,23 @@ impl Pipeline {
     }
 }
 
+/// The thread that reads processes: until the collector is gone.
+fn witness(mut sights: Sights, mut seen: mpsc::Receiver<Work>, read: &mpsc::Sender<Work>) {
+    let room = Arc::new(Semaphore::new(SEEN_KIB as usize));
+    while let Some(mut work) = seen.blocking_recv() {
+        if let Work::Sight(process, _, found) = &mut work {
+            let seen = Seen { sighting: sights.read(*process), facts: attribute::facts(*process) };
+            let bytes = seen.sighting.as_ref().map_or(0, Sighting::bytes);
+            let kib = u32::try_from(bytes / 1024 + 1).unwrap_or(SEEN_KIB).min(SEEN_KIB);
+            // Without room, the resolver reads the process by itself when it comes to its events.
+            *found = room.clone().try_acquire_many_owned(kib).ok().map(|room| (seen, room));
+        }
+        if read.blocking_send(work).is_err() {
+            return;
+        }
+    }
+}
+
 /// The resolver's thread: until the collector is gone.
 fn resolve_all(
     mut resolver: Resolver,
@@ -142,7 +176,10 @@ fn resolve_all(
 ) {
     while let Some(work) = waiting.blocking_recv() {
         match work {
-            Work::Sight(process, cgroup) => resolver.sight(process, cgroup),
+            Work::Sight(process, cgroup, Some((seen, _room))) => {
+                resolver.sight(process, cgroup, seen);
+            }
+            Work::Sight(_, _, None) => {}
             Work::Flush { flush, start, end, account, _place } => {
                 let batch = resolver.resolve(flush, start, end, *account);
                 if batches.blocking_send(Arc::new(batch)).is_err() {
@@ -160,7 +197,8 @@ struct Collector {
     account: Account,
     work: mpsc::Sender<Work>,
     places: Arc<Semaphore>,
-    sighted: HashSet<ProcessKey, foldhash::fast::RandomState>,
+    /// When each was last sent to be read, by the time of the event.
+    sighted: HashMap<ProcessKey, KTime, foldhash::fast::RandomState>,
     since: KTime,
     cgroups: Option<CgroupFinder>,
 }
@@ -214,13 +252,17 @@ impl Collector {
         ring.drain(DRAIN, |bytes| match decode(bytes) {
             Ok(event) => {
                 let process = event.task.process;
-                if process.pid != 0 && !sighted.contains(&process) {
+                let due = sighted.get(&process).is_none_or(|last| {
+                    event.probe == Probe::MajorFault
+                        && event.time.0.saturating_sub(last.0) >= AGAIN_NS
+                });
+                if process.pid != 0 && due {
                     if sighted.len() >= MAX_SIGHTED {
                         sighted.clear();
                     }
                     // If the queue is full, the resolver looks when it gets the flush.
-                    let _ = work.try_send(Work::Sight(process, event.cgroup));
-                    sighted.insert(process);
+                    let _ = work.try_send(Work::Sight(process, event.cgroup, None));
+                    sighted.insert(process, event.time);
                 }
                 aggregator.add(&event);
             }

@@ -9,14 +9,14 @@ use hashbrown::HashMap;
 use crate::{
     account::Account,
     aggregate::{Flush, RawOccurrence, RawStack, SampleKey, Subject},
-    attribute::Attributor,
+    attribute::{Attributor, Facts},
     event::{CgroupId, Comm, Detail, KTime, Probe, ProcessKey, StackEnd},
     intern::Interner,
     profile::{
         Batch, Frame, FrameId, FrameKind, Function, Mapping, MappingId, Occurrence, Sample, Signal,
         What, WorkloadId,
     },
-    symbols::{Module, Symbol, Symbols},
+    symbols::{Limits, Module, Sighting, Symbol, Symbols},
 };
 
 /// Most resolved stacks that are remembered; beyond it all are forgotten. A forgotten one costs a
@@ -29,6 +29,15 @@ const FIRST_EPHEMERAL_PORT: u16 = 32_768;
 
 /// The frames of a resolved stack, innermost first.
 type Resolved = Arc<[FrameId]>;
+
+/// What was read of a process that will be gone when it exits.
+#[derive(Debug)]
+pub struct Seen {
+    /// What it has mapped.
+    pub sighting: Option<Sighting>,
+    /// Where it belongs.
+    pub facts: Option<Facts>,
+}
 
 /// Gives names.
 pub struct Resolver {
@@ -72,10 +81,20 @@ impl Resolver {
         }
     }
 
-    /// A process was seen for the first time: reads what will be gone when it exits.
-    pub fn sight(&mut self, process: ProcessKey, cgroup: CgroupId) {
-        self.symbols.sight(process);
-        self.attributor.sight(process, cgroup);
+    /// A process was seen: takes over what was read of it.
+    pub fn sight(&mut self, process: ProcessKey, cgroup: CgroupId, seen: Seen) {
+        if let Some(sighting) = seen.sighting {
+            self.symbols.accept(process, sighting);
+        }
+        if let Some(facts) = seen.facts {
+            self.attributor.sight(process, cgroup, facts);
+        }
+    }
+
+    /// The limits that the symbols keep.
+    #[must_use]
+    pub fn limits(&self) -> &Limits {
+        self.symbols.limits()
     }
 
     /// Names everything in a flush.

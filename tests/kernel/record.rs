@@ -74,12 +74,12 @@ impl Recording {
             .spawn()
             .with_context(|| format!("start {command:?}"))?;
         let mut recording = Self { child, dir, _counting: counting };
-        // The last thing it does when it starts is to take Ctrl-C.
+        // Its threads start once all probes are attached, and before that it takes Ctrl-C.
         wait_for("podflame to record", STARTED, || {
             if let Some(status) = recording.child.try_wait()? {
                 anyhow::bail!("podflame ended early: {status}: {}", recording.stderr()?);
             }
-            Ok(catches_interrupts(recording.pid())?.then_some(()))
+            Ok(resolves(recording.pid())?.then_some(()))
         })?;
         Ok(recording)
     }
@@ -145,12 +145,11 @@ impl Drop for Recording {
     }
 }
 
-/// Whether a process has a handler for SIGINT (`SigCgt` in `proc_pid_status(5)`).
-fn catches_interrupts(pid: u32) -> Result<bool> {
-    let Ok(status) = fs::read_to_string(format!("/proc/{pid}/status")) else { return Ok(false) };
-    let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:"));
-    let caught = u64::from_str_radix(caught.context("no SigCgt")?.trim(), 16)?;
-    Ok(caught & (1 << (libc::SIGINT - 1)) != 0)
+/// Whether podflame's last thread has started.
+fn resolves(pid: u32) -> Result<bool> {
+    let threads = fs::read_dir(format!("/proc/{pid}/task"))?;
+    let names = threads.filter_map(|thread| fs::read(thread.ok()?.path().join("comm")).ok());
+    Ok(names.into_iter().any(|name| name == b"resolver\n"))
 }
 
 fn read_json(path: &Path) -> Result<Value> {

@@ -23,8 +23,11 @@ use std::{
 
 use hashbrown::HashSet;
 
-pub use self::cgroups::{Error, descendants};
-use self::{cgroups::Cgroups, lru::Lru, path::CgroupName, process::Facts};
+use self::{cgroups::Cgroups, lru::Lru, path::CgroupName};
+pub use self::{
+    cgroups::{Error, descendants},
+    process::{Facts, read as facts},
+};
 use crate::{
     event::{CgroupId, Comm, ProcessKey},
     profile::{Workload, WorkloadKind},
@@ -98,11 +101,11 @@ impl Attributor {
         }
     }
 
-    /// Takes the facts of a process that is alive, before it can exit. To be called at its first
-    /// event, with the cgroup of that event.
-    pub fn sight(&mut self, process: ProcessKey, cgroup: CgroupId) {
-        if !matches!(self.place(cgroup), Place::Named(_)) && self.facts.get(&process).is_none() {
-            self.read_facts(process);
+    /// Keeps the [`facts`] of a process, which were read while it was alive, as far as its cgroup does
+    /// not say enough. To be called at its first event, with the cgroup of that event.
+    pub fn sight(&mut self, process: ProcessKey, cgroup: CgroupId, facts: Facts) {
+        if !matches!(self.place(cgroup), Place::Named(_)) {
+            self.facts.insert(process, facts);
         }
     }
 

@@ -18,9 +18,9 @@ const PF_KTHREAD: u64 = 0x0020_0000;
 /// BPF programs (`include/asm-generic/param.h`).
 const TICK_NS: u64 = 10_000_000;
 
-/// The facts.
+/// What there is to know of a process besides its mappings.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Facts {
+pub struct Facts {
     /// It runs in the kernel only.
     pub(super) kernel_thread: bool,
     /// Its paths.
@@ -38,7 +38,8 @@ pub(super) struct Paths {
 
 /// Reads the facts of exactly this process; `None` if it is gone, or if its start is unknown, as
 /// it could be another of the same PID then.
-pub(super) fn read(process: ProcessKey) -> Option<Facts> {
+#[must_use]
+pub fn read(process: ProcessKey) -> Option<Facts> {
     if process.pid == 0 || process.start_ns == 0 {
         return None;
     }

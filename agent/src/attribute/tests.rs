@@ -52,7 +52,8 @@ fn a_pod_stays_charged_after_it_is_gone() {
     let child = Waiting::start();
     child.enter(&path);
     let process = child.key();
-    attributor.sight(process, id);
+    let facts = facts(process).unwrap();
+    attributor.sight(process, id, facts);
     child.end();
     drop(cgroup);
 

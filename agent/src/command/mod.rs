@@ -14,6 +14,11 @@ pub mod record;
 pub mod status;
 pub mod watch;
 
+/// A wrong word on the command line that the parser cannot see.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Usage(pub String);
+
 /// How a command ended, when it did not fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Exit {

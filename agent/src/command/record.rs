@@ -19,7 +19,7 @@ use crate::{
     account::Account,
     attribute::Attributor,
     clock::{self, Clock},
-    command::{Exit, doctor, filter},
+    command::{Exit, Usage, doctor, filter},
     event::{KTime, Probe},
     export::{self, Format, retransmits::RetransmitRow, top::TopRow, write},
     fold::{Root, printable},
@@ -124,7 +124,10 @@ impl Args {
             Some("pprof" | "pb") => Ok(Format::Pprof),
             Some("gz") if name.ends_with(".pb.gz") => Ok(Format::Pprof),
             Some("json") => Ok(Format::Json),
-            Some(_) => bail!("{name}: the ending names no format: choose one with --format"),
+            Some(_) => {
+                let text = "the ending names no format: choose one with --format";
+                Err(Usage(format!("--output {name}: {text}")).into())
+            }
         }
     }
 

@@ -2,7 +2,7 @@
 //! manual, "Debugging Information in Separate Files"). First in the root of the process, then in
 //! the host's.
 
-use std::{ffi::OsStr, fs::File, os::unix::ffi::OsStrExt, path::Path};
+use std::{ffi::OsStr, fs::File, os::unix::ffi::OsStrExt, path::Path, sync::Arc};
 
 use super::{
     elf::{Elf, Fields, Section},
@@ -30,7 +30,7 @@ pub(super) fn find(
 
 fn open(path: &[u8], root: &File) -> Option<Elf> {
     let (file, metadata) = sys::open_at(root, OsStr::from_bytes(path), sys::IN_ROOT).ok()?;
-    Elf::open(file, &metadata).ok()
+    Elf::open(Arc::new(file), &metadata).ok()
 }
 
 fn by_build_id(elf: &Elf, root: &File) -> Option<Elf> {

@@ -9,6 +9,7 @@ use std::{
     borrow::Cow,
     fs::{File, Metadata},
     os::unix::fs::{FileExt, MetadataExt},
+    sync::Arc,
 };
 
 use object::{CompressedData, CompressionFormat, elf};
@@ -29,7 +30,7 @@ const BUILD_ID: usize = 64;
 /// An open ELF file.
 #[derive(Debug)]
 pub(super) struct Elf {
-    file: File,
+    file: Arc<File>,
     len: u64,
     modified: (i64, i64),
     wide: bool,
@@ -104,7 +105,7 @@ impl Fields<'_> {
 
 impl Elf {
     /// Reads the headers and the build ID.
-    pub(super) fn open(file: File, metadata: &Metadata) -> Result<Self, Unknown> {
+    pub(super) fn open(file: Arc<File>, metadata: &Metadata) -> Result<Self, Unknown> {
         let mut elf = Self {
             file,
             len: metadata.len(),

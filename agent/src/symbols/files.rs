@@ -93,7 +93,7 @@ impl Files {
     pub(super) fn insert(
         &mut self,
         key: FileKey,
-        file: File,
+        file: Arc<File>,
         metadata: &Metadata,
         limits: &Limits,
         stats: &mut Stats,

@@ -20,6 +20,7 @@ mod names;
 mod perf;
 mod process;
 mod results;
+mod sight;
 mod sys;
 mod table;
 #[cfg(test)]
@@ -35,14 +36,16 @@ use hashbrown::HashMap;
 pub use self::{
     answer::{Module, Region, Symbol, Unknown},
     limits::{Limits, Stats},
+    sight::{Sighting, Sights},
 };
 use self::{
     dwarf::Frame,
     files::Files,
     kernel::Kernel,
     perf::PerfMap,
-    process::{Content, Image, Images, Memory, ProcDir},
+    process::{Content, Image, Images, Memory},
     results::Results,
+    sight::{OpenFiles, ProcDir},
 };
 use crate::event::ProcessKey;
 
@@ -101,6 +104,18 @@ impl Symbols {
             stats: Stats::default(),
             clock: 0,
         }
+    }
+
+    /// Takes over what [`Sights`] has read of a process.
+    pub fn accept(&mut self, process: ProcessKey, sighting: Sighting) {
+        self.clock += 1;
+        self.keep(process, Ok(sighting));
+    }
+
+    /// The limits it keeps.
+    #[must_use]
+    pub fn limits(&self) -> &Limits {
+        &self.limits
     }
 
     /// Reads the mappings of a process that is new, and opens the files of its code. Of a known one
@@ -220,11 +235,25 @@ impl Symbols {
 
     /// Reads a process's mappings. What was known of one that is gone by now stays.
     fn read(&mut self, key: ProcessKey) {
-        let start = Instant::now();
-        let memory = ProcDir::open(key).and_then(|dir| {
-            Memory::read(&dir, &mut self.files, &mut self.images, &self.limits, &mut self.stats)
+        let sighting = Sighting::read(key, &mut OpenFiles::default(), &self.limits);
+        self.keep(key, sighting);
+    }
+
+    /// Keeps what was read of a process, unless what is known is newer.
+    fn keep(&mut self, key: ProcessKey, sighting: Result<Sighting, Unknown>) {
+        let (read, cost) = match &sighting {
+            Ok(sighting) => (sighting.at, sighting.cost),
+            Err(_) => (Instant::now(), Duration::ZERO),
+        };
+        let known = self.processes.get(&key);
+        if sighting.is_ok() && known.is_some_and(|known| known.gone.is_none() && known.read > read)
+        {
+            return;
+        }
+        let memory = sighting.and_then(|sighting| {
+            let (files, images) = (&mut self.files, &mut self.images);
+            Memory::of(sighting, files, images, &self.limits, &mut self.stats)
         });
-        let (read, cost) = (Instant::now(), start.elapsed());
         match (self.processes.get_mut(&key), memory) {
             (Some(known), memory) => {
                 (known.read, known.cost) = (read, cost);

@@ -13,7 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Limits, Stats, maps::hex, names, process::ProcDir, sys};
+use super::{Limits, Stats, maps::hex, names, sight::ProcDir, sys};
 
 /// Shortest time between two looks at the file.
 const AGAIN: Duration = Duration::from_millis(100);

@@ -23,7 +23,7 @@ fn find(path: &Path, offset: u64, limits: &Limits) -> Result<Vec<Frame>, Unknown
     let (mut files, mut stats) = (Files::default(), Stats::default());
     let (file, metadata) = sys::open(path).unwrap();
     let key = files::FileKey::new((0, 0), &metadata);
-    files.insert(key, file, &metadata, limits, &mut stats)?;
+    files.insert(key, Arc::new(file), &metadata, limits, &mut stats)?;
     let root = || File::open("/").ok();
     files.find(&key, path.to_str().unwrap(), offset, root, limits, &mut stats)
 }
@@ -67,7 +67,7 @@ fn the_symbol_table_answers_without_dwarf() {
 fn debug_files_are_found_by_link_and_checksum() {
     let open = |name: &str| {
         let (file, metadata) = sys::open(&fixture(name)).unwrap();
-        elf::Elf::open(file, &metadata).unwrap()
+        elf::Elf::open(Arc::new(file), &metadata).unwrap()
     };
     let (mut stripped, debug) = (open("stripped.elf"), open("inline.debug"));
     assert_eq!(stripped.build_id, debug.build_id);
@@ -112,9 +112,9 @@ fn a_file_that_is_truncated_while_it_is_read() {
     let (file, metadata) = sys::open(&path).unwrap();
     let (limits, mut stats, mut files) = (Limits::default(), Stats::default(), Files::default());
     let key = files::FileKey::new((0, 0), &metadata);
-    let elf = elf::Elf::open(file.try_clone().unwrap(), &metadata).unwrap();
+    let elf = elf::Elf::open(Arc::new(file.try_clone().unwrap()), &metadata).unwrap();
     let sections = elf.sections().unwrap();
-    files.insert(key, file, &metadata, &limits, &mut stats).unwrap();
+    files.insert(key, Arc::new(file), &metadata, &limits, &mut stats).unwrap();
 
     File::options().write(true).open(&path).unwrap().set_len(0x300).unwrap();
     let found = files.find(&key, "", 0x163, || None, &limits, &mut stats);
@@ -161,7 +161,7 @@ proptest! {
 fn endless_nesting_is_refused() {
     let mut bytes = fs::read(fixture("inline.elf")).unwrap();
     let (file, metadata) = sys::open(&fixture("inline.elf")).unwrap();
-    let sections = elf::Elf::open(file, &metadata).unwrap().sections().unwrap();
+    let sections = elf::Elf::open(Arc::new(file), &metadata).unwrap().sections().unwrap();
     // One unit with one function that covers all code, and then bytes that each open another
     // inlined function within the last one.
     let mut unit = vec![5, 0, 1, 8, 0, 0, 0, 0, 1];
@@ -189,7 +189,7 @@ fn endless_nesting_is_refused() {
     file.write_all(&bytes).unwrap();
 
     let (file, metadata) = sys::open(file.path()).unwrap();
-    let elf = elf::Elf::open(file, &metadata).unwrap();
+    let elf = elf::Elf::open(Arc::new(file), &metadata).unwrap();
     let mut dwarf = dwarf::Dwarf::load(&elf, &elf.sections().unwrap(), 64 << 20).unwrap();
     assert_eq!(dwarf.frames(0x400163), Err(Unknown::TooLarge));
 }
@@ -358,6 +358,40 @@ fn a_process_that_is_gone_and_a_file_that_is_deleted() {
     // Had it not been seen in time, that would be the reason.
     let found = Symbols::new(Limits::default()).user(key, malloc, false);
     assert_eq!(found[0].unknown, Some(Unknown::NoProcess));
+}
+
+#[test]
+fn what_was_read_of_a_process_outlives_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let limits = Limits::default();
+    let mut sights = Sights::new(limits.clone());
+    let (mut first, library) = cat(dir.path());
+    let (mut second, _) = cat(dir.path());
+    let mut symbols = Symbols::new(limits);
+    let mut places = Vec::new();
+    for child in [&first, &second] {
+        let key = ProcessKey { pid: child.id(), start_ns: started(child.id()) };
+        places.push((key, malloc_in(child.id()), sights.read(key).unwrap()));
+        assert!(sights.read(key).is_none(), "read again at once");
+    }
+    // A file that both have mapped is open once.
+    let open = |sighting: &Sighting| -> Vec<_> {
+        let files = sighting.files.values().filter_map(|file| file.as_ref().ok());
+        files.map(|(_, file)| Arc::as_ptr(file)).collect()
+    };
+    let (one, other) = (open(&places[0].2), open(&places[1].2));
+    assert!(one.iter().any(|file| other.contains(file)));
+    fs::remove_file(&library).unwrap();
+    for child in [&mut first, &mut second] {
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+    for (key, malloc, sighting) in places {
+        symbols.accept(key, sighting);
+        assert_eq!(&*symbols.user(key, malloc, false).last().unwrap().name, "malloc");
+        assert!(symbols.executable(key).unwrap().ends_with("/cat"));
+        assert!(sights.read(key).is_none(), "read after its end");
+    }
 }
 
 #[test]
