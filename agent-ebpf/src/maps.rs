@@ -81,9 +81,20 @@ pub(crate) static ON_CPU_SCRATCH: PerCpuArray<Scratch<SampleRecord>> =
 pub(crate) static FAULT_SCRATCH: PerCpuArray<Scratch<FaultRecord>> =
     PerCpuArray::with_max_entries(1, 0);
 
-/// How many faults the events had counted when they last sampled: minor, and major.
+/// The faults of one kind on one CPU that no sample stands for yet.
+#[repr(C)]
+pub(crate) struct Tally {
+    /// What the perf event had counted when the program last ran.
+    pub(crate) counter: u64,
+    /// Faults, of what is wanted, that the next sample will stand for.
+    pub(crate) waiting: u64,
+    /// When the last sample was taken, `CLOCK_MONOTONIC` in nanoseconds.
+    pub(crate) sampled_ns: u64,
+}
+
+/// Of minor faults, and of major ones.
 #[map]
-pub(crate) static FAULTS_TOLD: PerCpuArray<u64> = PerCpuArray::with_max_entries(2, 0);
+pub(crate) static TALLIES: PerCpuArray<Tally> = PerCpuArray::with_max_entries(2, 0);
 
 /// For retransmits.
 #[map]

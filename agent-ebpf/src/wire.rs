@@ -23,6 +23,15 @@ pub const MAX_CGROUPS: u32 = 16_384;
 /// walk of the stack, so that a shorter time makes busy lossy senders slower.
 pub const SENDER_INTERVAL_NS: u64 = 10_000_000;
 
+/// Minor faults on a CPU from one run of the program to the next. A run that takes no sample costs
+/// some 100 ns, and a fault five times that or more, so that more runs would be felt; fewer would
+/// miss processes that fault rarely. The kernel throttles an event, and counts nothing meanwhile,
+/// after `kernel.perf_event_max_sample_rate` runs a second: three million faults at its default.
+pub const FAULT_PERIOD: u64 = 32;
+
+/// A sample of the minor faults of a CPU is taken at most once in this time, in nanoseconds.
+pub const FAULT_INTERVAL_NS: u64 = 5_000_000;
+
 /// Declares a field-less enum with a checked conversion from its number.
 macro_rules! numbered {
     ($(#[$meta:meta])* $name:ident : $repr:ty { $($(#[$vmeta:meta])* $variant:ident = $value:literal, $text:literal;)* }) => {
@@ -240,7 +249,8 @@ record! {
         pub hits: u64,
         /// Records handed to the ring buffer (for [`Probe::Sender`]: stacks kept with a socket).
         pub stored: u64,
-        /// Events outside the filter, or (for [`Probe::Sender`]) sockets that need no stack now.
+        /// Events outside the filter, or (for [`Probe::Sender`]) sockets that need no stack now, or
+        /// (for [`Probe::MinorFault`]) faults that are left to the next sample to stand for.
         pub filtered: u64,
         /// Events lost, by [`Drop`].
         pub dropped: [u64; DROPS],

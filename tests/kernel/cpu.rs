@@ -119,11 +119,10 @@ fn thousands_of_stacks_are_told_apart() -> Result<()> {
     };
     let samples = recorded.count("on_cpu", "/stored");
     let distinct = recorded.samples().map(|s| path(&s)).collect::<HashSet<_>>().len() as u64;
-    // Of 10,000 equally likely stacks n samples meet 10,000 (1 - e^(-n/10,000)); on a machine that
-    // leaves the workload a quarter of a CPU these are more than a thousand.
-    let expected = 10_000.0 * (1.0 - f64::exp(-(samples as f64) / 10_000.0));
-    assert!(samples > 1000, "{samples} samples only");
-    assert!(distinct as f64 > 0.8 * expected, "{distinct} distinct in {samples} samples");
+    // The stacks come in turn, so that sampling may keep in step with them for a while. Fewer samples
+    // than that are taken only where the workload gets less than a third of a CPU.
+    assert!(samples > 2000, "{samples} samples only");
+    assert!(distinct > 500, "{distinct} distinct stacks in {samples} samples");
     assert!(distinct <= 10_100, "{distinct} distinct stacks of 10000");
     assert_eq!(recorded.summary["lost"], 0, "{}", recorded.summary);
     Ok(())
@@ -153,7 +152,7 @@ fn short_lived_processes_have_names() -> Result<()> {
     let words = [OsWord::from("--frequency"), "997".into(), "--cgroup".into(), path.into()];
     let recording = Recording::start(&words)?;
     let mut command = workload("forks")?;
-    command.args(["--per-second", "20", "--ms", "20", "--seconds", "5"]);
+    command.args(["--per-second", "10", "--ms", "50", "--seconds", "6"]);
     cgroup.enter(&mut command)?;
     let load = Workload::start(command)?;
     let parent = load.pid();
@@ -161,16 +160,18 @@ fn short_lived_processes_have_names() -> Result<()> {
     let recorded = recording.stop()?;
     let children: HashSet<_> =
         recorded.samples().map(|s| s.pid()).filter(|p| *p != parent).collect();
-    assert!(children.len() > 50, "{} processes seen of 100", children.len());
+    assert!(children.len() > 40, "{} processes seen of 60", children.len());
     let of_children = recorded.weight(|sample| sample.pid() != parent);
-    let named = recorded.weight(|s| s.pid() != parent && s.has("short_lived_work"));
-    let unnamed = recorded
-        .weight(|s| s.pid() != parent && s.frames("user").any(|name| name.starts_with("[unknown")));
-    // A millisecond of the 20 goes to starting, in the loader and in the kernel.
-    let percent = 100.0 * named as f64 / of_children as f64;
-    assert!(percent > 90.0 - 10.0, "{percent} % of their time is known to be their work");
-    let percent = 100.0 * unnamed as f64 / of_children as f64;
-    assert!(percent < 10.0, "{percent} % of their time has a frame without a name");
+    let percent = |that: &dyn Fn(&record::Sample<'_>) -> bool| {
+        let weight = recorded.weight(|sample| sample.pid() != parent && that(sample));
+        100.0 * weight as f64 / of_children as f64
+    };
+    // The rest goes to starting, in the loader and the kernel, and to processes of which podflame
+    // read the mappings before they had executed their program.
+    let work = percent(&|sample| sample.has("short_lived_work"));
+    assert!(work > 90.0, "{work} % of their time is known to be their work");
+    let gone = percent(&|sample| sample.frames("user").any(|name| name.contains("process gone")));
+    assert!(gone < 2.0, "{gone} % of their time is of processes that were gone too soon");
     Ok(())
 }
 

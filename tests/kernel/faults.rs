@@ -46,7 +46,6 @@ fn weights_sum_to_the_faults_that_perf_counts() -> Result<()> {
     // Of the whole machine, so that nothing can be charged to the wrong process. What the machine
     // did while perf was started and stopped is in one of the two only.
     let account = &recorded.summary["account"]["minor_fault"];
-    println!("{ours} {minor} {account}");
     assert!((ours / minor - 1.0).abs() < 0.01, "{ours} faults, perf counts {minor}: {account}");
     Ok(())
 }
@@ -55,8 +54,9 @@ fn a_process_has_its_faults() -> Result<()> {
     let (recorded, own) = record_faults(&["--count", "1000000"])?;
     let own = own["minor"].as_f64().context("no number of faults")?;
     let ours = recorded.count("minor_fault", "/weight") as f64;
-    // A sample stands for the faults before it on its CPU, of which some were of other processes.
-    assert!((ours / own - 1.0).abs() < 0.05, "{ours} faults, the kernel counts {own}");
+    // What is lost are the faults behind the last sample on each CPU, and one period at each switch
+    // from and to another process: 32, while this one faults thousands of times.
+    assert!((ours / own - 1.0).abs() < 0.02, "{ours} faults, the kernel counts {own}");
     let touching = recorded.percent(|sample| sample.is_in("touch_pages"));
     assert!(touching > 99.0, "{touching} % in touch_pages");
     let anonymous =

@@ -11,12 +11,9 @@ use tracing::{error, info, warn};
 
 use crate::{
     attribute::Attributor,
-    command::{
-        Exit, doctor, filter,
-        record::{FAULT_HZ, probes},
-    },
+    command::{Exit, doctor, filter, record::probes},
     event::Probe,
-    kernel::{self, ProbeState},
+    kernel::{self, ProbeState, perf::FAULT_HZ},
     pipeline::{Options, Pipeline},
     profile::Signal,
     resolve::Resolver,
@@ -123,7 +120,6 @@ fn start(
     let options = Options {
         kernel: kernel::Config {
             frequency_hz: args.frequency,
-            fault_hz: FAULT_HZ,
             probes: signals.iter().flat_map(|signal| probes(*signal)).copied().collect(),
             filter,
             ring_bytes: args.ring_bytes,

@@ -48,9 +48,6 @@ const MAX_OCCURRENCES: usize = 200_000;
 /// Functions in the summary.
 const TOP: usize = 5;
 
-/// Minor-fault samples a second on each CPU that the kernel aims at.
-pub const FAULT_HZ: u32 = 199;
-
 /// Profile this node now and write a flame graph.
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = "\
@@ -227,7 +224,6 @@ async fn record(args: &Args) -> anyhow::Result<Recording> {
     let options = Options {
         kernel: kernel::Config {
             frequency_hz: args.frequency,
-            fault_hz: FAULT_HZ,
             probes: probes(args.signal).iter().copied().collect(),
             filter,
             ring_bytes: args.ring_bytes,

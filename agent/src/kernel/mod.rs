@@ -57,8 +57,6 @@ pub const MAX_CGROUPS: usize = podflame_wire::MAX_CGROUPS as usize;
 pub struct Config {
     /// On-CPU samples a second on each CPU, in Hz.
     pub frequency_hz: u32,
-    /// Minor-fault samples a second on each CPU that the kernel aims at, in Hz.
-    pub fault_hz: u32,
     /// The probes to run.
     pub probes: BTreeSet<Probe>,
     /// What to keep.
@@ -261,7 +259,7 @@ impl Kernel {
     fn sample(&mut self, probe: Probe, cpu: u32) -> Result<(), String> {
         let source = match probe {
             Probe::OnCpu => Source::CpuClock(self.config.frequency_hz),
-            Probe::MinorFault => Source::MinorFaults(self.config.fault_hz),
+            Probe::MinorFault => Source::MinorFaults,
             _ => Source::MajorFaults,
         };
         let program: &mut PerfEventProgram = self.program(probe)?;

@@ -10,11 +10,15 @@ use aya_obj::generated::{
     perf_sw_ids::PERF_COUNT_SW_PAGE_FAULTS_MAJ, perf_sw_ids::PERF_COUNT_SW_PAGE_FAULTS_MIN,
     perf_type_id::PERF_TYPE_SOFTWARE,
 };
+use podflame_wire::{FAULT_INTERVAL_NS, FAULT_PERIOD};
 
 /// `PERF_EVENT_IOC_ENABLE` of `include/uapi/linux/perf_event.h`.
 const IOC_ENABLE: libc::c_ulong = 0x2400;
 /// `PERF_EVENT_IOC_SET_BPF`: `_IOW('$', 8, __u32)`.
 const IOC_SET_BPF: libc::c_ulong = 0x4004_2408;
+
+/// Most samples of minor faults a second on each CPU, in Hz.
+pub const FAULT_HZ: u32 = (1_000_000_000 / FAULT_INTERVAL_NS) as u32;
 
 /// Which CPUs are online now, as the kernel lists them.
 pub const ONLINE: &str = "/sys/devices/system/cpu/online";
@@ -25,8 +29,8 @@ pub enum Source {
     /// Time on the CPU, the idle task left out, at this frequency in Hz. `cpu-clock` is a software
     /// timer: unlike hardware cycles it leaves `kernel.perf_event_max_sample_rate` alone.
     CpuClock(u32),
-    /// Minor page faults. The kernel adapts the period to reach this frequency in Hz.
-    MinorFaults(u32),
+    /// Every [`FAULT_PERIOD`]th minor page fault.
+    MinorFaults,
     /// Every major page fault.
     MajorFaults,
 }
@@ -60,21 +64,22 @@ fn attributes(source: Source) -> perf_event_attr {
     attr.type_ = PERF_TYPE_SOFTWARE as u32;
     attr.size = size_of::<perf_event_attr>() as u32;
     attr.set_disabled(1);
-    let (config, frequency) = match source {
+    // A frequency, or else a period.
+    let (config, rate) = match source {
         Source::CpuClock(hz) => {
             attr.set_exclude_idle(1);
-            (PERF_COUNT_SW_CPU_CLOCK, Some(hz))
+            (PERF_COUNT_SW_CPU_CLOCK, Ok(hz))
         }
-        Source::MinorFaults(hz) => (PERF_COUNT_SW_PAGE_FAULTS_MIN, Some(hz)),
-        Source::MajorFaults => (PERF_COUNT_SW_PAGE_FAULTS_MAJ, None),
+        Source::MinorFaults => (PERF_COUNT_SW_PAGE_FAULTS_MIN, Err(FAULT_PERIOD)),
+        Source::MajorFaults => (PERF_COUNT_SW_PAGE_FAULTS_MAJ, Err(1)),
     };
     attr.config = config as u64;
-    match frequency {
-        Some(hz) => {
+    match rate {
+        Ok(hz) => {
             attr.set_freq(1);
             attr.__bindgen_anon_1.sample_freq = u64::from(hz);
         }
-        None => attr.__bindgen_anon_1.sample_period = 1,
+        Err(period) => attr.__bindgen_anon_1.sample_period = period,
     }
     attr
 }
