@@ -7,7 +7,7 @@
 //! are full the collector goes on gathering into its bounded table, and what does not fit is counted
 //! as dropped.
 
-use std::{sync::Arc, thread, time::Duration};
+use std::{collections::VecDeque, sync::Arc, thread, time::Duration};
 
 use hashbrown::HashMap;
 use tokio::{
@@ -51,6 +51,9 @@ const MAX_SIGHTED: usize = 65_536;
 /// How often a process with major faults is read again: each may be in a file that was mapped since,
 /// and waits for a device far longer than that costs.
 const AGAIN_NS: u64 = 100_000_000;
+
+/// When a new process is read for the second time: later than a program takes to start.
+const YOUNG: Duration = Duration::from_millis(10);
 
 /// KiB of mappings, as text, that may wait for the resolver: those of some thousand processes.
 const SEEN_KIB: u32 = 16 << 10;
@@ -112,9 +115,13 @@ impl Pipeline {
         let (work, seen) = mpsc::channel(QUEUE);
         let (read, waiting) = mpsc::channel(QUEUE);
         let sights = Sights::new(resolver.limits().clone());
+        let clock = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .build()
+            .map_err(|e| KernelError::Io("start the thread that reads processes", e))?;
         thread::Builder::new()
             .name("witness".to_owned())
-            .spawn(move || witness(sights, seen, &read))
+            .spawn(move || clock.block_on(witness(sights, seen, read)))
             .map_err(|e| KernelError::Io("start the thread that reads processes", e))?;
         thread::Builder::new()
             .name("resolver".to_owned())
@@ -151,21 +158,52 @@ impl Pipeline {
     }
 }
 
-/// The thread that reads processes: until the collector is gone.
-fn witness(mut sights: Sights, mut seen: mpsc::Receiver<Work>, read: &mpsc::Sender<Work>) {
+/// Reads processes until the collector is gone. A new one is read twice: at its first event it may
+/// be about to execute another program, or still be loading its libraries.
+async fn witness(mut sights: Sights, mut seen: mpsc::Receiver<Work>, read: mpsc::Sender<Work>) {
     let room = Arc::new(Semaphore::new(SEEN_KIB as usize));
-    while let Some(mut work) = seen.blocking_recv() {
-        if let Work::Sight(process, _, found) = &mut work {
-            let seen = Seen { sighting: sights.read(*process), facts: attribute::facts(*process) };
-            let bytes = seen.sighting.as_ref().map_or(0, Sighting::bytes);
-            let kib = u32::try_from(bytes / 1024 + 1).unwrap_or(SEEN_KIB).min(SEEN_KIB);
-            // Without room, the resolver reads the process by itself when it comes to its events.
-            *found = room.clone().try_acquire_many_owned(kib).ok().map(|room| (seen, room));
-        }
-        if read.blocking_send(work).is_err() {
+    let mut young: VecDeque<(Instant, ProcessKey, CgroupId)> = VecDeque::new();
+    loop {
+        let due = young.front().map(|(due, ..)| *due);
+        let again = async {
+            match due {
+                Some(due) => tokio::time::sleep_until(due).await,
+                None => std::future::pending().await,
+            }
+        };
+        let work = tokio::select! {
+            biased;
+            () = again => {
+                let Some((_, process, cgroup)) = young.pop_front() else { continue };
+                let Some(sighting) = sights.read_again(process) else { continue };
+                let seen = Seen { sighting: Some(sighting), facts: attribute::facts(process) };
+                Some(Work::Sight(process, cgroup, with_room(seen, &room)))
+            }
+            work = seen.recv() => work.map(|work| match work {
+                Work::Sight(process, cgroup, _) => {
+                    let facts = attribute::facts(process);
+                    let seen = Seen { sighting: sights.read(process), facts };
+                    if seen.sighting.is_some() && young.len() < QUEUE {
+                        young.push_back((Instant::now() + YOUNG, process, cgroup));
+                    }
+                    Work::Sight(process, cgroup, with_room(seen, &room))
+                }
+                flush @ Work::Flush { .. } => flush,
+            }),
+        };
+        let Some(work) = work else { return };
+        if read.send(work).await.is_err() {
             return;
         }
     }
+}
+
+/// What was seen, if there is room for it until the resolver comes to it. If not, the resolver reads
+/// the process by itself.
+fn with_room(seen: Seen, room: &Arc<Semaphore>) -> Option<(Seen, OwnedSemaphorePermit)> {
+    let bytes = seen.sighting.as_ref().map_or(0, Sighting::bytes);
+    let kib = u32::try_from(bytes / 1024 + 1).unwrap_or(SEEN_KIB).min(SEEN_KIB);
+    room.clone().try_acquire_many_owned(kib).ok().map(|room| (seen, room))
 }
 
 /// The resolver's thread: until the collector is gone.

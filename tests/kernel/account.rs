@@ -36,8 +36,9 @@ fn start(name: &str, words: &[&str]) -> Result<Workload> {
 fn a_storm_of_samples_is_counted() -> Result<()> {
     let load = start("stacks", &["--distinct", "10000"])?;
     let deep = start("stacks", &["--depth", "1000"])?;
-    let words = ["--seconds", "3", "--frequency", "1000"];
-    let recorded = Recording::start(&[&words[..], &TINY].concat())?.finish()?;
+    let recording = Recording::start(&[&["--frequency", "1000"][..], &TINY].concat())?;
+    stall(&recording, 1000)?;
+    let recorded = recording.stop()?;
     for load in [load, deep] {
         load.stop()?;
     }
@@ -50,12 +51,32 @@ fn a_storm_of_faults_is_counted() -> Result<()> {
     let file = file.to_str().context("a path that is not text")?;
     let load = start("faults", &["--pages", "500", "--file", file])?;
     let anonymous = start("faults", &[])?;
-    let words = ["--seconds", "3", "--signal", "page-fault"];
-    let recorded = Recording::start(&[&words[..], &TINY].concat())?.finish()?;
+    let recording = Recording::start(&[&["--signal", "page-fault"][..], &TINY].concat())?;
+    stall(&recording, 10_000)?;
+    let recorded = recording.stop()?;
     for load in [load, anonymous] {
         load.stop()?;
     }
     overflowed(&recorded, "major_fault")
+}
+
+/// Keeps podflame from reading while its programs run so many times, which the ring buffer cannot
+/// hold, whatever this machine's speed.
+fn stall(recording: &Recording, runs: u64) -> Result<()> {
+    let own: Vec<u32> = held_by(recording.pid())?
+        .iter()
+        .filter(|held| held.0 == "prog")
+        .map(|held| held.1)
+        .collect();
+    let count = || -> Result<u64> {
+        let programs = bpf::programs()?;
+        Ok(own.iter().filter_map(|id| programs.get(id)).map(|program| program.runs).sum())
+    };
+    let before = count()?;
+    recording.signal(libc::SIGSTOP);
+    wait_for("a storm", Duration::from_secs(60), || Ok((count()? >= before + runs).then_some(())))?;
+    recording.signal(libc::SIGCONT);
+    Ok(())
 }
 
 fn overflowed(recorded: &Recorded, probe: &str) -> Result<()> {

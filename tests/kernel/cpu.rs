@@ -122,6 +122,8 @@ fn thousands_of_stacks_are_told_apart() -> Result<()> {
     // The stacks come in turn, so that sampling may keep in step with them for a while. Fewer samples
     // than that are taken only where the workload gets less than a third of a CPU.
     assert!(samples > 2000, "{samples} samples only");
+    let unnamed = recorded.percent(|sample| path(sample).is_empty());
+    assert!(unnamed < 2.0, "{unnamed} % without a name");
     assert!(distinct > 500, "{distinct} distinct stacks in {samples} samples");
     assert!(distinct <= 10_100, "{distinct} distinct stacks of 10000");
     assert_eq!(recorded.summary["lost"], 0, "{}", recorded.summary);

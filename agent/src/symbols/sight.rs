@@ -82,6 +82,11 @@ impl Sights {
         if self.known.get(&process).is_some_and(too_soon) {
             return None;
         }
+        self.read_again(process)
+    }
+
+    /// Reads a process, however short a time ago it was read. `None` if it is gone.
+    pub fn read_again(&mut self, process: ProcessKey) -> Option<Sighting> {
         let sighting = Sighting::read(process, &mut self.open, &self.limits).ok()?;
         if self.known.len() >= KNOWN {
             self.known.clear();
