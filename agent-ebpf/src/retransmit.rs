@@ -142,7 +142,7 @@ pub(crate) fn sender_stack(ctx: BtfTracePointContext) -> i32 {
         };
         let before = get(&storage.version);
         let version = &raw mut storage.version;
-        if before % 2 != 0
+        if !before.is_multiple_of(2)
             || !atomic_cxchg::<u64, { SeqCst }, { SeqCst }>(version, before, before + 1).1
         {
             // Another thread is writing; its stack is as good.
@@ -214,7 +214,7 @@ unsafe fn sender(
         record.header.task = (*storage).task;
         record.header.stack.user_end = (*storage).shape.user_end;
         record.sender_age_ns = bpf_ktime_get_ns() - time_ns;
-        if before % 2 != 0 || version.read_volatile() != before {
+        if !before.is_multiple_of(2) || version.read_volatile() != before {
             nobody(record, StackEnd::Torn);
         }
     }

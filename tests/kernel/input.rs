@@ -110,7 +110,7 @@ fn without_root_it_says_what_is_missing() -> Result<()> {
     fs::set_permissions(&open, fs::Permissions::from_mode(0o777))?;
     let cases = [
         (open.join("x.svg"), &["CAP_BPF", "run as root", "podflame doctor"][..]),
-        ("/root/x.svg".into(), &["/root/x.svg", "no permission", "choose another"][..]),
+        ("/etc/x.svg".into(), &["/etc/x.svg", "no permission", "choose another"][..]),
     ];
     for (file, parts) in cases {
         let mut command = std::process::Command::new(&copy);
