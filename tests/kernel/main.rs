@@ -3,7 +3,10 @@
 //! A test that lacks a privilege reports itself as ignored, with the reason; on CI it fails.
 //! Add a test to the table of its subject; `shared` proves what the others rely on.
 
+mod agent;
 mod bpf;
+mod retransmit;
+mod running;
 mod shared;
 
 use std::{env, process::ExitCode};
@@ -14,7 +17,8 @@ use libtest_mimic::{Arguments, Completion, Failed, Trial};
 type Test = (&'static str, fn() -> anyhow::Result<()>);
 
 fn main() -> ExitCode {
-    let tables: [(&str, &[Test]); 1] = [("shared", shared::TESTS)];
+    let tables: [(&str, &[Test]); 3] =
+        [("agent", agent::TESTS), ("retransmit", retransmit::TESTS), ("shared", shared::TESTS)];
     let trials = tables.iter().flat_map(|(subject, tests)| {
         tests.iter().map(move |(name, test)| {
             Trial::ignorable_test(format!("{subject}::{name}"), move || run(*test))
