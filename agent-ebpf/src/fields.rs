@@ -34,6 +34,7 @@ fields! {
     KERNFS_NODE_ID
     SKB_CB
     TCP_CB_SEGMENTS
+    RETRANSMIT_ERR
     TCP_SRTT
     TCP_CWND
     TCP_CA_STATE

@@ -71,7 +71,7 @@ pub(crate) fn retransmit(ctx: BtfTracePointContext) -> i32 {
         set(&mut record.netns, netns(sk));
         set(&mut record.state, read(sk, &SOCK_STATE).unwrap_or(0));
         tcp(sk, record);
-        let segments = segments(skb);
+        let segments = if failed(&ctx) { 0 } else { segments(skb) };
         record.segments = segments;
         record.header.weight = segments as u64;
         run.send(scratch)
@@ -257,6 +257,14 @@ unsafe fn netns(sk: *const u8) -> u32 {
         let Some(net) = read::<*const u8>(sk, &SOCK_NET) else { return 0 };
         read(net, &NET_INUM).unwrap_or(0)
     }
+}
+
+/// Whether the kernel tried to send again and could not, as while the device still holds the segment
+/// from the last time. Since 6.17 the tracepoint tells such attempts too, with the error as a third
+/// argument (`include/trace/events/tcp.h`).
+#[inline(always)]
+fn failed(ctx: &BtfTracePointContext) -> bool {
+    RETRANSMIT_ERR.load() != podflame_wire::field::ABSENT && ctx.arg::<i32>(2) != 0
 }
 
 /// Segments in a buffer that is being sent again, at least 1.

@@ -237,7 +237,7 @@ record! {
         pub cwnd: u32,
         /// Inode number of the socket's network namespace.
         pub netns: u32,
-        /// Segments in the buffer.
+        /// Segments sent again; 0 if that was tried and failed.
         pub segments: u32,
     }
 }
@@ -317,6 +317,8 @@ pub mod field {
         ("KERNFS_NODE_ID", "kernfs_node", "id"),
         ("SKB_CB", "sk_buff", "cb"),
         ("TCP_CB_SEGMENTS", "tcp_skb_cb", "tcp_gso_segs"),
+        // The tracepoint has an argument of the same name where its entry has this field.
+        ("RETRANSMIT_ERR", "trace_event_raw_tcp_retransmit_skb", "err"),
         ("TCP_SRTT", "tcp_sock", "srtt_us"),
         ("TCP_CWND", "tcp_sock", "snd_cwnd"),
         ("TCP_CA_STATE", "tcp_sock", "inet_conn.icsk_ca_state"),

@@ -19,7 +19,7 @@ pub enum Signal {
     Cpu,
     /// Page faults, minor and major.
     PageFault,
-    /// TCP retransmits; `count` is hits, `weight` segments.
+    /// TCP retransmits; `count` is hits of the tracepoint, `weight` segments.
     Retransmit,
 }
 
@@ -217,7 +217,7 @@ pub enum What {
         cwnd: u32,
         /// Inode number of the network namespace.
         netns: u32,
-        /// Segments sent again.
+        /// Segments sent again; 0 if the kernel tried and could not, which it tells since 6.17.
         segments: u64,
         /// Age of the sender's stack in nanoseconds; `None` while no sender is known.
         sender_age_ns: Option<u64>,

@@ -1,10 +1,15 @@
-//! The kernel's own record of the BPF programs that are loaded: what runs, and how often.
+//! The kernel's own record of the BPF programs that are loaded: what runs, how often, and who holds it.
 
-use std::{collections::BTreeMap, os::fd::OwnedFd};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    os::fd::OwnedFd,
+};
 
 use anyhow::{Context as _, Result};
 use aya::{
-    programs::loaded_programs,
+    maps::loaded_maps,
+    programs::{loaded_links, loaded_programs},
     sys::{Stats, enable_stats},
 };
 
@@ -31,4 +36,48 @@ pub(crate) fn programs() -> Result<BTreeMap<u32, Program>> {
 /// Has the kernel count the runs of BPF programs until what is returned is dropped.
 pub(crate) fn count_runs() -> Result<OwnedFd> {
     enable_stats(Stats::RunTime).context("have the kernel count the runs of BPF programs")
+}
+
+/// The BPF objects that a process holds, by their IDs.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Held {
+    pub(crate) programs: BTreeSet<u32>,
+    pub(crate) maps: BTreeSet<u32>,
+    pub(crate) links: BTreeSet<u32>,
+}
+
+/// What a process holds now, as its descriptors say.
+pub(crate) fn held(pid: u32) -> Result<Held> {
+    let path = format!("/proc/{pid}/fdinfo");
+    let mut held = Held::default();
+    for descriptor in fs::read_dir(&path).with_context(|| format!("list {path}"))? {
+        // A descriptor may be closed by now.
+        let info = fs::read_to_string(descriptor?.path()).unwrap_or_default();
+        for (key, value) in info.lines().filter_map(|line| line.split_once(':')) {
+            let ids = match key {
+                "prog_id" => &mut held.programs,
+                "map_id" => &mut held.maps,
+                "link_id" => &mut held.links,
+                _ => continue,
+            };
+            ids.insert(value.trim().parse()?);
+        }
+    }
+    Ok(held)
+}
+
+impl Held {
+    /// What of it the kernel still has.
+    pub(crate) fn left(&self) -> Self {
+        // One that goes while the kernel lists it is an error, and gone.
+        let programs = loaded_programs().filter_map(|program| Some(program.ok()?.id()));
+        let maps = loaded_maps().filter_map(|map| Some(map.ok()?.id()));
+        let links = loaded_links().filter_map(|link| Some(link.ok()?.id()));
+        let both = |held: &BTreeSet<u32>, there: BTreeSet<u32>| held & &there;
+        Self {
+            programs: both(&self.programs, programs.collect()),
+            maps: both(&self.maps, maps.collect()),
+            links: both(&self.links, links.collect()),
+        }
+    }
 }

@@ -5,11 +5,14 @@
 //! `podflame record` for them.
 
 mod account;
+mod agent;
 mod bpf;
 mod cpu;
 mod faults;
 mod input;
 mod record;
+mod retransmit;
+mod running;
 mod shared;
 
 use std::{env, process::ExitCode};
@@ -20,12 +23,14 @@ use libtest_mimic::{Arguments, Completion, Failed, Trial};
 type Test = (&'static str, fn() -> anyhow::Result<()>);
 
 fn main() -> ExitCode {
-    let tables: [(&str, &[Test]); 5] = [
-        ("shared", shared::TESTS),
+    let tables: [(&str, &[Test]); 7] = [
         ("account", account::TESTS),
+        ("agent", agent::TESTS),
         ("cpu", cpu::TESTS),
         ("faults", faults::TESTS),
         ("input", input::TESTS),
+        ("retransmit", retransmit::TESTS),
+        ("shared", shared::TESTS),
     ];
     let trials = tables.iter().flat_map(|(subject, tests)| {
         tests.iter().map(move |(name, test)| {

@@ -4,8 +4,12 @@
 //! queueing discipline for it (netem) is missing in many kernels.
 
 use std::{
+    fmt::Display,
     fs::{self, File},
-    os::{fd::AsRawFd as _, unix::process::CommandExt as _},
+    os::{
+        fd::AsRawFd as _,
+        unix::{fs::MetadataExt as _, process::CommandExt as _},
+    },
     process::{self, Command, Stdio},
     sync::atomic::{AtomicU32, Ordering},
 };
@@ -50,6 +54,14 @@ impl Netns {
         Ok(())
     }
 
+    /// The inode number, which tells it from every other namespace.
+    ///
+    /// # Errors
+    /// When the namespace is gone.
+    pub fn inode(&self) -> Result<u64> {
+        Ok(fs::metadata(format!("/run/netns/{}", self.name))?.ino())
+    }
+
     /// A counter of `/proc/net/netstat` or `/proc/net/snmp` inside, such as `Tcp`, `RetransSegs`.
     ///
     /// # Errors
@@ -68,6 +80,20 @@ impl Netns {
             .find(|(its, _)| *its == name)
             .with_context(|| format!("no counter {name} of {group}"))?;
         value.parse().with_context(|| format!("{group} {name}: {value:?}"))
+    }
+
+    /// Whether every TCP connection inside is over: nothing is left to send, or to send again.
+    ///
+    /// # Errors
+    /// When the sockets cannot be listed.
+    pub fn tcp_is_quiet(&self) -> Result<bool> {
+        let mut cat = Command::new("cat");
+        cat.args(["/proc/self/net/tcp", "/proc/self/net/tcp6"]);
+        self.enter(&mut cat)?;
+        // The fourth field is the state; 06 is TIME_WAIT and 0A is LISTEN.
+        let sockets = output(&mut cat)?;
+        let mut states = sockets.lines().filter_map(|line| line.split_whitespace().nth(3));
+        Ok(states.all(|state| matches!(state, "st" | "06" | "0A")))
     }
 
     fn ip(&self, arguments: &str) -> Result<()> {
@@ -124,30 +150,53 @@ impl NetPair {
         Ok(pair)
     }
 
-    /// Has the receiver lose that share of the packets sent to its TCP port.
+    /// Has the receiver lose that share of the packets sent to its TCP port, or ports (`7001-7002`).
     ///
     /// Ends when what is returned is dropped; until then it counts what was lost.
     ///
     /// # Errors
     /// When `nft` is missing or refuses.
-    pub fn lose(&self, percent: u32, port: u16) -> Result<Lossy<'_>> {
-        let lossy = Lossy { receiver: &self.receiver };
-        lossy.nft(&format!(
-            "add table inet loss; \
-             add chain inet loss in {{ type filter hook input priority 0; }}; \
-             add rule inet loss in tcp dport {port} numgen random mod 100 < {percent} counter drop"
-        ))?;
-        Ok(lossy)
+    pub fn lose(&self, percent: u32, port: impl Display) -> Result<Lossy<'_>> {
+        let which = format!("tcp dport {port} numgen random mod 100 < {percent}");
+        Lossy::new(&self.receiver, &which)
+    }
+
+    /// Has the receiver lose every SYN to its TCP port.
+    ///
+    /// # Errors
+    /// When `nft` is missing or refuses.
+    pub fn lose_syns(&self, port: u16) -> Result<Lossy<'_>> {
+        Lossy::new(&self.receiver, &format!("tcp dport {port} tcp flags & (syn | ack) == syn"))
+    }
+
+    /// Has the sender lose every SYN-ACK from the receiver's TCP port.
+    ///
+    /// # Errors
+    /// When `nft` is missing or refuses.
+    pub fn lose_synacks(&self, port: u16) -> Result<Lossy<'_>> {
+        let which = format!("tcp sport {port} tcp flags & (syn | ack) == syn | ack");
+        Lossy::new(&self.sender, &which)
     }
 }
 
 /// Packet loss, until dropped.
 #[derive(Debug)]
 pub struct Lossy<'pair> {
-    receiver: &'pair Netns,
+    netns: &'pair Netns,
 }
 
-impl Lossy<'_> {
+impl<'pair> Lossy<'pair> {
+    /// Loses what comes in and fits.
+    fn new(netns: &'pair Netns, which: &str) -> Result<Self> {
+        let lossy = Self { netns };
+        lossy.nft(&format!(
+            "add table inet loss; \
+             add chain inet loss in {{ type filter hook input priority 0; }}; \
+             add rule inet loss in {which} counter drop"
+        ))?;
+        Ok(lossy)
+    }
+
     /// How many packets were lost so far.
     ///
     /// # Errors
@@ -163,7 +212,7 @@ impl Lossy<'_> {
     fn nft(&self, script: &str) -> Result<String> {
         let mut nft = Command::new("nft");
         nft.arg(script);
-        self.receiver.enter(&mut nft)?;
+        self.netns.enter(&mut nft)?;
         output(&mut nft)
     }
 }

@@ -32,6 +32,18 @@ impl PerfStat {
     /// # Errors
     /// When perf is missing, or does not know the event.
     pub fn all_cpus(event: &str) -> Result<Self> {
+        Self::start(event, &[])
+    }
+
+    /// Counts a tracepoint where the fields of its record fit, in the syntax of the kernel's filters.
+    ///
+    /// # Errors
+    /// As [`PerfStat::all_cpus`], and when there is no such field.
+    pub fn tracepoint_if(event: &str, filter: &str) -> Result<Self> {
+        Self::start(event, &["--filter", filter])
+    }
+
+    fn start(event: &str, more: &[&str]) -> Result<Self> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
         let dir = std::env::temp_dir().join(format!("podflame-perf-{}-{count}", process::id()));
@@ -39,6 +51,7 @@ impl PerfStat {
         let (control, answers) = (fifo(dir.join("control"))?, fifo(dir.join("answers"))?);
         let mut perf = Command::new("perf")
             .args(["stat", "--field-separator", ",", "--event", event])
+            .args(more)
             .arg("--all-cpus")
             // Counts nothing until it is told to, and answers once it does.
             .args(["--delay", "-1", "--control"])

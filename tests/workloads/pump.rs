@@ -3,7 +3,8 @@
 //! `pump listen ADDRESS:PORT [--seconds N]`: reads whatever is sent, on any number of connections; port
 //! 0 for any free one. Writes `ready ADDRESS:PORT`.
 //!
-//! `pump send ADDRESS:PORT [--seconds N]`: sends from `pump_loop`, `send_payload`.
+//! `pump send ADDRESS:PORT [--seconds N] [--pause-ms N]`: sends from `pump_loop`, `send_payload`; with
+//! pauses, in bursts of 64 KiB whose last segment nothing follows.
 //!
 //! Both take IPv4 and `[IPv6]`. Both end with one line of JSON: the bytes sent or read.
 
@@ -17,7 +18,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
-use podflame_tests::load::{Load, ready};
+use podflame_tests::load::{Load, option, ready};
 
 /// How long one read or write may block before the workload looks whether it shall stop.
 const PATIENCE: Duration = Duration::from_millis(100);
@@ -77,15 +78,18 @@ fn send(address: &str, load: Load) -> Result<u64> {
         TcpStream::connect(address).with_context(|| format!("connect to {address}"))?;
     stream.set_write_timeout(Some(PATIENCE))?;
     ready(&stream.local_addr()?.to_string())?;
-    pump_loop(&mut stream, load)
+    pump_loop(&mut stream, load, Duration::from_millis(option("--pause-ms", 0)?))
 }
 
 #[inline(never)]
-fn pump_loop(stream: &mut TcpStream, load: Load) -> Result<u64> {
+fn pump_loop(stream: &mut TcpStream, load: Load, pause: Duration) -> Result<u64> {
     let payload = vec![0x70; 1 << 16];
     let mut bytes = 0;
     while load.running() {
         bytes += black_box(send_payload(stream, &payload))?;
+        if !pause.is_zero() {
+            std::thread::sleep(pause);
+        }
     }
     Ok(black_box(bytes))
 }

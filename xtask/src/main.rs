@@ -10,7 +10,7 @@ mod shell;
 mod test;
 mod tidy;
 
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 
 use clap::{Parser, Subcommand};
 
@@ -30,6 +30,8 @@ enum Chore {
         #[arg(long)]
         check: bool,
     },
+    /// Run what CI runs: `lint`, then `test`, with no test ignored.
+    Ci,
     /// Check what needs no running: format, lints, conventions, licences, the BPF object.
     Lint,
     /// Run every test: units, then, as root, those on the running kernel.
@@ -46,6 +48,7 @@ fn main() -> ExitCode {
     let done = match Cli::parse().chore {
         Chore::BuildEbpf { check: true } => build_ebpf::check(shell::root()),
         Chore::BuildEbpf { check: false } => build_ebpf::build_and_commit(),
+        Chore::Ci => shell::run(&mut Command::new(shell::root().join(".ci/run"))),
         Chore::Lint => lint::lint(),
         Chore::Test { filter } => return test::test(filter.as_deref()),
         Chore::Tidy => tidy::tidy(),

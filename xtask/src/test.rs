@@ -37,7 +37,7 @@ fn run_all(filter: Option<&str>, tally: &mut Tally) -> Result<()> {
     let filter = filter.as_slice();
 
     progress("unit tests");
-    count(cargo().args(every).arg("--").args(filter), tally)?;
+    count(cargo().args(every).args(["--", "--quiet"]).args(filter), tally)?;
 
     let mut kernel = cargo();
     kernel.args(every).args(["--test", "kernel", "--", "--test-threads=1"]).args(filter);

@@ -15,7 +15,7 @@ use tempfile::NamedTempFile;
 use super::client::{Connect, Filters, block_on, duration, print, signal_parser};
 use crate::{profile::Signal, serve::convert::to_signal};
 
-/// The arguments.
+/// Get a flame graph from an agent's memory.
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = "\
 Examples:

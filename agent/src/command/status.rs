@@ -11,7 +11,7 @@ use crate::{
     serve::{convert, hub::Kind},
 };
 
-/// The arguments.
+/// Say how an agent does: its probes, what it lost, and its clients.
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = "\
 Examples:

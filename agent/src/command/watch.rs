@@ -17,7 +17,7 @@ use crate::{
     },
 };
 
-/// The arguments.
+/// Stream from an agent, one JSON object a line.
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = "\
 Lines have a `type`: `header` once, then `sample` or `event`, a `batch` after those of each flush with

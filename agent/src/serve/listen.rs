@@ -50,7 +50,7 @@ pub enum ListenError {
     #[error("{0}: this is not a socket: remove it, or choose another socket path")]
     NotASocket(PathBuf),
     /// The system refuses.
-    #[error("{0}: cannot {1}: {2}")]
+    #[error("{0}: cannot {1}: {2}: choose a socket path that this user can write to")]
     System(PathBuf, &'static str, #[source] io::Error),
 }
 
