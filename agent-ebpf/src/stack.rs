@@ -111,19 +111,15 @@ impl Walk {
             return Err(StackEnd::NoFramePointer);
         }
         let index = (fp % WINDOW_BYTES / 8) as usize;
-        let mut base = fp & !(WINDOW_BYTES - 1);
+        let (mut base, mut bytes) = (fp & !(WINDOW_BYTES - 1), WINDOW_BYTES as u32);
         if index == WINDOW - 1 {
             // The pair lies across two windows, which only an unusual alignment of the stack does.
-            base = fp;
+            (base, bytes) = (fp, 16);
         }
         if base != get(&self.base) {
             // SAFETY: reads into the window, as long as stated; any address may be asked for.
             let failed = unsafe {
-                bpf_probe_read_user(
-                    self.window.as_mut_ptr().cast(),
-                    if base == fp { 16 } else { WINDOW_BYTES as u32 },
-                    base as *const _,
-                )
+                bpf_probe_read_user(self.window.as_mut_ptr().cast(), bytes, base as *const _)
             };
             if failed != 0 {
                 return Err(StackEnd::Unreadable);

@@ -262,7 +262,7 @@ fn tells_each_major_fault() -> Result<()> {
         touches += u64::from(frames.any(|frame| frame["function"] == "faults::touch_file_pages"));
     }
     // The rest, if any, came before: of the executable and its libraries.
-    assert!(touches >= 990 && touches <= 1000, "{touches} of {told} have the stack that touches");
+    assert!((990..=1000).contains(&touches), "{touches} of {told} have the stack that touches");
     Ok(())
 }
 

@@ -48,6 +48,9 @@ impl Load {
     }
 
     /// Whether the workload shall go on.
+    ///
+    /// A part of its caller: stacks by frame pointers have no caller of a function that has just begun.
+    #[inline]
     #[must_use]
     pub fn running(self) -> bool {
         !STOP.load(Ordering::Relaxed) && self.until.is_none_or(|until| Instant::now() < until)
