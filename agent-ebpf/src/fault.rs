@@ -54,14 +54,15 @@ fn fault(ctx: &PerfEventContext, probe: Probe) {
         if !run.wanted(header) {
             return run.filtered();
         }
-        let Some(weight) = tally.due(faults, probe) else { return run.filtered() };
+        let Some((weight, rested)) = tally.due(faults, probe) else { return run.filtered() };
         header.weight = weight;
         scratch.record.address = (*ctx.ctx).addr;
         // A fault in the kernel on a user address (`copy_to_user`) is the system call's caller's.
         let (regs, _) = task::interrupted(ctx.ctx);
         set(&mut header.stack.kernel_frames, 0);
         scratch.walk.run(regs, &mut scratch.frames, &mut header.stack);
-        run.send(scratch)
+        // What a major fault is in may have been mapped since the process was read, and soon be gone.
+        run.send(scratch, is_major(probe) && rested)
     };
     if full == Err(0) {
         warn!(ctx, "the ring buffer is full: page faults are being dropped and counted");
@@ -95,16 +96,20 @@ impl Tally {
         if now.counter < before { now.counter } else { now.counter - before }
     }
 
-    /// The weight of a sample, if one is due, which every major fault is.
+    /// The weight of a sample, if one is due, which every major fault is; and whether none was taken
+    /// for [`FAULT_INTERVAL_NS`].
     #[inline(always)]
-    fn due(&mut self, faults: u64, probe: Probe) -> Option<u64> {
+    fn due(&mut self, faults: u64, probe: Probe) -> Option<(u64, bool)> {
         self.waiting += faults;
         // SAFETY: a helper without arguments.
         let now = unsafe { bpf_ktime_get_ns() };
-        if !is_major(probe) && now - self.sampled_ns < FAULT_INTERVAL_NS {
+        let rested = now - self.sampled_ns >= FAULT_INTERVAL_NS;
+        if !is_major(probe) && !rested {
             return None;
         }
-        self.sampled_ns = now;
-        Some(core::mem::take(&mut self.waiting))
+        if rested {
+            self.sampled_ns = now;
+        }
+        Some((core::mem::take(&mut self.waiting), rested))
     }
 }

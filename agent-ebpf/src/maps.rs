@@ -88,7 +88,8 @@ pub(crate) struct Tally {
     pub(crate) counter: u64,
     /// Faults, of what is wanted, that the next sample will stand for.
     pub(crate) waiting: u64,
-    /// When the last sample was taken, `CLOCK_MONOTONIC` in nanoseconds.
+    /// When the last sample was taken that came at least `FAULT_INTERVAL_NS` after the one before,
+    /// `CLOCK_MONOTONIC` in nanoseconds.
     pub(crate) sampled_ns: u64,
 }
 

@@ -39,7 +39,7 @@ pub(crate) fn on_cpu(ctx: PerfEventContext) -> u32 {
             stack::kernel(ctx.ctx.cast(), &mut scratch.frames, &mut header.stack);
         }
         scratch.walk.run(regs, &mut scratch.frames, &mut header.stack);
-        run.send(scratch)
+        run.send(scratch, false)
     };
     if full == Err(0) {
         warn!(&ctx, "the ring buffer is full: on-CPU samples are being dropped and counted");

@@ -73,10 +73,10 @@ impl Run {
     }
 
     /// Completes the header of the record in `scratch` (its task, cgroup, weight and stack are there
-    /// already) and sends the record with its frames. `Err` with how often the ring buffer was full
-    /// before, if it is now.
+    /// already) and sends the record with its frames, and wakes the agent if the record is `urgent`.
+    /// `Err` with how often the ring buffer was full before, if it is now.
     #[inline(always)]
-    pub(crate) fn send<R: Record>(self, scratch: &mut Scratch<R>) -> Result<(), u64> {
+    pub(crate) fn send<R: Record>(self, scratch: &mut Scratch<R>, urgent: bool) -> Result<(), u64> {
         let frames_at = size_of::<R>();
         let header = scratch.record.header();
         let frames = (get(&header.stack.kernel_frames) + get(&header.stack.user_frames)) as usize
@@ -91,7 +91,7 @@ impl Run {
         header.time_ns = time_ns;
         header.stack.pad = [0; 3];
         let (weight, end) = (get(&header.weight), get(&header.stack.user_end));
-        let wake = is_new(&header.task) || is_filling();
+        let wake = is_new(&header.task) || urgent || is_filling();
         let wake = if wake { BPF_RB_FORCE_WAKEUP } else { BPF_RB_NO_WAKEUP };
         // SAFETY: the frames lie right behind the record, so that many bytes are there.
         let failed = unsafe {

@@ -74,7 +74,7 @@ pub(crate) fn retransmit(ctx: BtfTracePointContext) -> i32 {
         let segments = if failed(&ctx) { 0 } else { segments(skb) };
         record.segments = segments;
         record.header.weight = segments as u64;
-        run.send(scratch)
+        run.send(scratch, false)
     };
     if full == Err(0) {
         warn!(&ctx, "the ring buffer is full: retransmits are being dropped and counted");
@@ -110,7 +110,7 @@ pub(crate) fn synack(ctx: BtfTracePointContext) -> i32 {
         record.cwnd = 0;
         record.segments = 1;
         record.header.weight = 1;
-        run.send(scratch)
+        run.send(scratch, false)
     };
     if full == Err(0) {
         warn!(&ctx, "the ring buffer is full: retransmits are being dropped and counted");

@@ -50,7 +50,7 @@ const MAX_SIGHTED: usize = 65_536;
 
 /// How often a process with major faults is read again: each may be in a file that was mapped since,
 /// and waits for a device far longer than that costs.
-const AGAIN_NS: u64 = 100_000_000;
+const AGAIN_NS: u64 = 10_000_000;
 
 /// When a new process is read for the second time: later than a program takes to start.
 const YOUNG: Duration = Duration::from_millis(10);

@@ -1,10 +1,10 @@
 //! Touches memory that is not there yet.
 //!
 //! `faults [--seconds N] [--count N]`: maps anonymous memory, touches each page once in
-//! `touch_pages`, unmaps it, and again; ends after `--count` pages. Each page is a minor fault.
+//! `touch_pages`, gives the pages back, and again; ends after `--count` pages. Each page is a minor fault.
 //!
-//! `faults --file PATH [--pages N] [--seconds N] [--count N]`: writes the file, drops it from the page
-//! cache, maps it and touches each page once in `touch_file_pages`, and again. Each page is a major
+//! `faults --file PATH [--pages N] [--seconds N] [--count N]`: writes the file, maps it, drops it from
+//! the page cache and touches each page once in `touch_file_pages`, and again. Each page is a major
 //! fault where the file system keeps files on a device (not tmpfs).
 //!
 //! Ends with one line of JSON: the pages touched, and the faults of its life as the kernel counts them.
@@ -33,6 +33,11 @@ fn main() -> Result<()> {
         true => None,
         false => Some(write_file(&path, pages)?),
     };
+    let map = match &file {
+        None => Mapping::new(pages, libc::MAP_ANONYMOUS, -1, libc::MADV_NOHUGEPAGE)?,
+        // Without read-ahead, or one fault would bring in the pages around it.
+        Some(file) => Mapping::new(pages, 0, file.as_raw_fd(), libc::MADV_RANDOM)?,
+    };
     ready("")?;
     let mut touched = 0;
     while load.running() && touched < count {
@@ -40,18 +45,17 @@ fn main() -> Result<()> {
         let pages = pages.min(left);
         match &file {
             None => {
-                let map = Mapping::new(pages, libc::MAP_ANONYMOUS, -1, libc::MADV_NOHUGEPAGE)?;
-                black_box(touch_pages(&map));
+                black_box(touch_pages(&map, pages));
             }
             Some(file) => {
-                let fd = file.as_raw_fd();
                 // SAFETY: the descriptor is open; the call touches no memory.
-                unsafe { libc::posix_fadvise(fd, 0, 0, libc::POSIX_FADV_DONTNEED) };
-                // Without read-ahead, or one fault would bring in the pages around it.
-                let map = Mapping::new(pages, 0, fd, libc::MADV_RANDOM)?;
-                black_box(touch_file_pages(&map));
+                unsafe {
+                    libc::posix_fadvise(file.as_raw_fd(), 0, 0, libc::POSIX_FADV_DONTNEED);
+                }
+                black_box(touch_file_pages(&map, pages));
             }
         }
+        map.give_back();
         touched += pages as u64;
     }
     let (minor, major) = faults_so_far()?;
@@ -60,25 +64,25 @@ fn main() -> Result<()> {
 }
 
 #[inline(never)]
-fn touch_pages(map: &Mapping) -> usize {
-    for page in 0..map.pages {
+fn touch_pages(map: &Mapping, pages: usize) -> usize {
+    for page in 0..pages.min(map.pages) {
         // SAFETY: the page lies in the mapping, which can be written.
         unsafe { map.start.add(page * map.page_size).write_volatile(1) };
     }
-    black_box(map.pages)
+    black_box(pages)
 }
 
 #[inline(never)]
-fn touch_file_pages(map: &Mapping) -> u64 {
+fn touch_file_pages(map: &Mapping, pages: usize) -> u64 {
     let mut sum = 0;
-    for page in 0..map.pages {
+    for page in 0..pages.min(map.pages) {
         // SAFETY: the page lies in the mapping, and in the file, which nobody truncates.
         sum += u64::from(unsafe { map.start.add(page * map.page_size).read_volatile() });
     }
     black_box(sum)
 }
 
-/// Memory that is given back when dropped.
+/// Memory that is given back when dropped, and stays where it is until then.
 struct Mapping {
     start: *mut u8,
     pages: usize,
@@ -100,6 +104,13 @@ impl Mapping {
         // SAFETY: the range is the mapping. Kernels without huge pages refuse one of the advices.
         unsafe { libc::madvise(start, length, advice) };
         Ok(Self { start: start.cast(), pages, page_size })
+    }
+
+    /// Gives the pages back: the next access to each is a fault again.
+    fn give_back(&self) {
+        let length = self.pages * self.page_size;
+        // SAFETY: the range is the mapping, and nothing relies on what it holds.
+        unsafe { libc::madvise(self.start.cast(), length, libc::MADV_DONTNEED) };
     }
 }
 

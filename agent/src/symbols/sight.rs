@@ -19,7 +19,7 @@ use std::{
 use hashbrown::HashMap;
 
 use super::{
-    AGAIN, COST, Limits, Unknown,
+    COST, Limits, Unknown,
     files::FileKey,
     maps::{self, Line},
     names, sys,
@@ -32,6 +32,8 @@ const LINE: u64 = 256;
 const EXECUTABLES: usize = 512;
 /// Files that [`Sights`] holds open beside those that the symbols hold.
 const ON_THE_WAY: usize = 128;
+/// Shortest time between two readings of a process that were asked for.
+const SOON: Duration = Duration::from_millis(10);
 /// Processes of which it is known when they were read; beyond it all are forgotten.
 const KNOWN: usize = 65_536;
 
@@ -78,7 +80,7 @@ impl Sights {
     /// Reads a process. `None` if it is gone, or was read so short a time ago that reading it again
     /// would cost too much.
     pub fn read(&mut self, process: ProcessKey) -> Option<Sighting> {
-        let too_soon = |(at, cost): &(Instant, Duration)| at.elapsed() < AGAIN.max(*cost * COST);
+        let too_soon = |(at, cost): &(Instant, Duration)| at.elapsed() < SOON.max(*cost * COST);
         if self.known.get(&process).is_some_and(too_soon) {
             return None;
         }
