@@ -59,6 +59,8 @@ macro_rules! numbered {
     };
 }
 
+pub mod unwind;
+
 numbered! {
     /// A BPF program that counts for itself. The number indexes [`map::COUNTERS`], and is
     /// [`Header::kind`] in the records the program sends.

@@ -107,7 +107,7 @@ const RULES: &[Rule] = &[
     },
     Rule {
         name: "path of a developer's machine",
-        patterns: &["/root/", "/home/", "/work/", "/Users/", "/tmp/wt-"],
+        patterns: &["/root/", "/home/", "/work/", "/Users/"],
         part: Part::Everything,
         within: &[],
         except: &[HERE, "Cargo.lock"],
