@@ -18,6 +18,9 @@ use crate::profile::{
 /// because every client is then sent all names again.
 pub const MAX_BYTES: usize = 48 << 20;
 
+/// What a workload is taken to cost: its names are about so long, twice.
+const WORKLOAD_BYTES: usize = 1024;
+
 type Table<K> = HashMap<K, u32, foldhash::fast::RandomState>;
 
 /// The tables of one generation.
@@ -31,6 +34,8 @@ pub struct Interner {
     frames: Table<Frame>,
     stacks: Table<Arc<[FrameId]>>,
     workloads: Table<Arc<Workload>>,
+    /// What was handed out for each workload, by its ID.
+    named: Vec<Arc<Workload>>,
     new: Additions,
 }
 
@@ -45,6 +50,7 @@ impl Default for Interner {
             frames: Table::default(),
             stacks: Table::default(),
             workloads: Table::default(),
+            named: Vec::new(),
             new: Additions::default(),
         };
         interner.string("");
@@ -111,11 +117,40 @@ impl Interner {
 
     /// The ID of a workload.
     pub fn workload(&mut self, workload: Arc<Workload>) -> WorkloadId {
+        self.workload_named(workload, Arc::clone)
+    }
+
+    /// The ID of a workload that is handed out under another name. The workload itself decides
+    /// which it is, so that its name can change.
+    pub fn workload_named(
+        &mut self,
+        workload: Arc<Workload>,
+        name: impl FnOnce(&Arc<Workload>) -> Arc<Workload>,
+    ) -> WorkloadId {
         if let Some(id) = self.workloads.get(&workload) {
             return WorkloadId(*id);
         }
-        self.bytes += 512;
-        WorkloadId(add(&mut self.workloads, &mut self.new.workloads, workload))
+        self.bytes += WORKLOAD_BYTES;
+        let named = name(&workload);
+        self.named.push(Arc::clone(&named));
+        self.new.workloads.push(named);
+        let id = self.workloads.len() as u32;
+        self.workloads.insert(workload, id);
+        WorkloadId(id)
+    }
+
+    /// Hands out the names that changed since each workload was handed out.
+    pub fn rename(&mut self, mut name: impl FnMut(&Arc<Workload>) -> Arc<Workload>) {
+        for (workload, id) in &self.workloads {
+            let Some(before) = self.named.get_mut(*id as usize) else { continue };
+            let named = name(workload);
+            if !Arc::ptr_eq(&named, before) && named != *before {
+                *before = Arc::clone(&named);
+                // What is told again and again ends the generation too.
+                self.bytes += WORKLOAD_BYTES;
+                self.new.renamed.push((WorkloadId(*id), named));
+            }
+        }
     }
 }
 

@@ -19,6 +19,7 @@ pub mod fold;
 pub mod intern;
 pub mod kernel;
 pub mod pipeline;
+pub mod pods;
 pub mod profile;
 pub mod resolve;
 pub mod select;

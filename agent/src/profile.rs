@@ -128,6 +128,23 @@ pub struct Workload {
     pub namespace: String,
     /// Name of the pod, empty if unknown.
     pub pod: String,
+    /// Name of the container in its pod, or of one outside Kubernetes; empty if unknown.
+    pub container: String,
+    /// What the container is to its pod.
+    pub container_kind: ContainerKind,
+    /// Image of the container as its owner wrote it, empty if unknown.
+    pub image: String,
+    /// How often the container had been restarted when this one began.
+    pub restarts: u32,
+    /// What a person deployed: kind (`Deployment`) and name of the pod's outermost owner; empty if
+    /// there is none, or it is not known.
+    pub owner: Owner,
+    /// Labels of the pod that are on the allow-list, by key.
+    pub labels: Vec<(String, String)>,
+    /// Quality-of-service class of the pod, empty if unknown.
+    pub qos: String,
+    /// Name of the node in its cluster, empty off Kubernetes.
+    pub node: String,
     /// Pod UID, empty off Kubernetes.
     pub pod_uid: String,
     /// Container ID (64 hexadecimal digits), empty outside containers.
@@ -138,6 +155,147 @@ pub struct Workload {
     pub cgroup_path: String,
     /// Why the event is charged to nobody, empty otherwise.
     pub unattributed: String,
+    /// Who gave the names.
+    pub source: Source,
+    /// How sure it is that the event is this workload's.
+    pub confidence: Confidence,
+}
+
+impl Workload {
+    /// Bytes of all its texts.
+    #[must_use]
+    pub fn text_bytes(&self) -> usize {
+        let texts = [
+            &self.name,
+            &self.namespace,
+            &self.pod,
+            &self.container,
+            &self.image,
+            &self.owner.kind,
+            &self.owner.name,
+            &self.qos,
+            &self.node,
+            &self.pod_uid,
+            &self.container_id,
+            &self.unit,
+            &self.cgroup_path,
+            &self.unattributed,
+        ];
+        let labels: usize = self.labels.iter().map(|(key, value)| key.len() + value.len()).sum();
+        labels + texts.iter().map(|text| text.len()).sum::<usize>()
+    }
+
+    /// Whether both are the same container or pod, whatever its names.
+    #[must_use]
+    pub fn is_same_place(&self, other: &Self) -> bool {
+        let key = |w: &Self| (w.kind, w.confidence);
+        key(self) == key(other)
+            && (&self.pod_uid, &self.container_id, &self.cgroup_path)
+                == (&other.pod_uid, &other.container_id, &other.cgroup_path)
+            && !(self.pod_uid.is_empty() && self.container_id.is_empty())
+    }
+}
+
+impl ContainerKind {
+    /// The word users see; `None` for what is not known.
+    #[must_use]
+    pub fn name(self) -> Option<&'static str> {
+        match self {
+            Self::Unknown => None,
+            Self::App => Some("app"),
+            Self::Init => Some("init"),
+            Self::Sidecar => Some("sidecar"),
+            Self::Ephemeral => Some("ephemeral"),
+            Self::Sandbox => Some("sandbox"),
+        }
+    }
+}
+
+impl Source {
+    /// The word users see; `None` for nobody.
+    #[must_use]
+    pub fn name(self) -> Option<&'static str> {
+        match self {
+            Self::None => None,
+            Self::Cgroup => Some("cgroup"),
+            Self::Process => Some("process"),
+            Self::Kernel => Some("kernel"),
+            Self::Api => Some("api"),
+            Self::Cri => Some("cri"),
+            Self::Engine => Some("engine"),
+        }
+    }
+}
+
+impl Confidence {
+    /// The word users see; `None` for none.
+    #[must_use]
+    pub fn name(self) -> Option<&'static str> {
+        match self {
+            Self::None => None,
+            Self::Inferred => Some("inferred"),
+            Self::Certain => Some("certain"),
+        }
+    }
+}
+
+/// What made a pod.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Owner {
+    /// Its kind, such as `Deployment`.
+    pub kind: String,
+    /// Its name.
+    pub name: String,
+}
+
+/// What a container is to its pod.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum ContainerKind {
+    /// Not known, or not in a pod.
+    #[default]
+    Unknown,
+    /// What the pod is for.
+    App,
+    /// Runs to its end before the app starts.
+    Init,
+    /// Starts before the app and stays beside it.
+    Sidecar,
+    /// Put into a running pod to look into it.
+    Ephemeral,
+    /// Holds the pod's namespaces (the pause container).
+    Sandbox,
+}
+
+/// Who gave a workload its names.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Source {
+    /// Nobody.
+    #[default]
+    None,
+    /// The path of the cgroup alone.
+    Cgroup,
+    /// The process: its executable, or its path in a cgroup v1 hierarchy.
+    Process,
+    /// The kernel: the thread is its own.
+    Kernel,
+    /// The Kubernetes API server.
+    Api,
+    /// The container runtime's CRI socket.
+    Cri,
+    /// The files of a container engine outside Kubernetes.
+    Engine,
+}
+
+/// How sure an attribution is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Confidence {
+    /// Nothing is known.
+    #[default]
+    None,
+    /// It follows from the process, which can have been moved or have acted for another.
+    Inferred,
+    /// The kernel's own record names the cgroup, or the kernel itself.
+    Certain,
 }
 
 /// What kind of thing a [`Workload`] is.
@@ -248,6 +406,9 @@ pub struct Additions {
     pub stacks: Vec<Arc<[FrameId]>>,
     /// Workloads.
     pub workloads: Vec<Arc<Workload>>,
+    /// Workloads of this generation whose names became known or changed: each replaces its entry,
+    /// for what was charged before too. To be applied after `workloads`.
+    pub renamed: Vec<(WorkloadId, Arc<Workload>)>,
 }
 
 /// One flush of the agent.
@@ -295,6 +456,11 @@ impl Dictionary {
         all.frames.extend_from_slice(&additions.frames);
         all.stacks.extend_from_slice(&additions.stacks);
         all.workloads.extend_from_slice(&additions.workloads);
+        for (id, workload) in &additions.renamed {
+            if let Some(entry) = all.workloads.get_mut(id.0 as usize) {
+                *entry = Arc::clone(workload);
+            }
+        }
     }
 
     /// A string; empty for an ID that is not there.

@@ -9,9 +9,10 @@ use hashbrown::HashMap;
 use crate::{
     account::Account,
     aggregate::{Flush, RawOccurrence, RawStack, SampleKey, Subject},
-    attribute::{Attributor, Facts},
+    attribute::{Attributor, Facts, Namer},
     event::{CgroupId, Comm, Detail, KTime, Probe, ProcessKey, StackEnd},
     intern::Interner,
+    pods::Latest,
     profile::{
         Batch, Frame, FrameId, FrameKind, Function, Mapping, MappingId, Occurrence, Sample, Signal,
         What, WorkloadId,
@@ -43,6 +44,7 @@ pub struct Seen {
 pub struct Resolver {
     symbols: Symbols,
     attributor: Attributor,
+    namer: Namer,
     interner: Interner,
     stacks: HashMap<(ProcessKey, Arc<RawStack>), Resolved, foldhash::fast::RandomState>,
     frames: HashMap<(FrameKind, ByAddress), Box<[FrameId]>, foldhash::fast::RandomState>,
@@ -74,11 +76,19 @@ impl Resolver {
         Self {
             symbols,
             attributor,
+            namer: Namer::new(None),
             interner: Interner::default(),
             stacks: HashMap::default(),
             frames: HashMap::default(),
             sequence: 0,
         }
+    }
+
+    /// Names pods by what is told there.
+    #[must_use]
+    pub fn with_pods(mut self, pods: Option<Latest>) -> Self {
+        self.namer = Namer::new(pods);
+        self
     }
 
     /// A process was seen: takes over what was read of it.
@@ -102,6 +112,10 @@ impl Resolver {
         if self.interner.turn_over() {
             self.stacks.clear();
             self.frames.clear();
+        }
+        if self.namer.refresh() {
+            let namer = &mut self.namer;
+            self.interner.rename(|workload| namer.name(workload));
         }
         if self.stacks.len() > MAX_STACKS {
             self.stacks.clear();
@@ -151,7 +165,12 @@ impl Resolver {
             if base.is_empty() {
                 frames.push(self.annotation(unknown_sender(key.probe, stack.end)));
             }
-            frames.push(self.annotation(&format!("peer {}", peer_name(remote, local_port))));
+            let peer = peer_name(remote, local_port);
+            let text = match self.namer.pods().by_ip(remote.ip()) {
+                Some(pod) => format!("peer {}/{} ({peer})", pod.namespace, pod.name),
+                None => format!("peer {peer}"),
+            };
+            frames.push(self.annotation(&text));
         }
         let comm = self.comm(key.process, key.comm);
         Sample {
@@ -205,7 +224,8 @@ impl Resolver {
     fn workload(&mut self, cgroup: CgroupId, process: ProcessKey, comm: Comm) -> WorkloadId {
         let executable = self.symbols.executable(process);
         let workload = self.attributor.workload(cgroup, process, comm, executable.as_deref());
-        self.interner.workload(workload)
+        let namer = &mut self.namer;
+        self.interner.workload_named(workload, |workload| namer.name(workload))
     }
 
     /// Name of the thread; a retransmit whose sender is not known has none.

@@ -96,6 +96,19 @@ impl Selection {
         }
     }
 
+    /// Answers anew for the workloads whose names changed.
+    pub fn rename(&mut self, renamed: &[(WorkloadId, Arc<Workload>)]) {
+        if renamed.is_empty() || self.selector.workloads.is_empty() {
+            return;
+        }
+        let answers = Arc::make_mut(&mut self.workloads);
+        for (id, workload) in renamed {
+            if let Some(answer) = answers.get_mut(id.0 as usize) {
+                *answer = self.selector.takes_workload(workload);
+            }
+        }
+    }
+
     /// What it was made from.
     #[must_use]
     pub fn selector(&self) -> &Arc<Selector> {

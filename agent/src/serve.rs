@@ -23,6 +23,7 @@ use tonic::transport::Server as Transport;
 use crate::{
     clock::Clock,
     event::{KTime, Probe},
+    pods,
     profile::Batch,
     store::Store,
 };
@@ -102,6 +103,8 @@ pub struct Status {
     pub filter: String,
     /// By [`Probe`] number.
     pub probes: [ProbeState; Probe::ALL.len()],
+    /// Who names pods.
+    pub pods: pods::State,
 }
 
 /// Whether a probe works.

@@ -11,7 +11,9 @@ use hashbrown::HashMap;
 use crate::{
     account::Account,
     event::{KTime, Probe},
-    profile::{Additions, Batch, Dictionary, Merger, Profile, Sample, Signal, Workload},
+    profile::{
+        Additions, Batch, Dictionary, Merger, Profile, Sample, Signal, Workload, WorkloadId,
+    },
     select::{Selection, Selector},
 };
 use join::{Joined, Known};
@@ -107,12 +109,9 @@ fn lost(account: &Account) -> [u64; SIGNALS] {
 fn size(a: &Additions) -> usize {
     let strings: usize = a.strings.iter().map(|s| s.len() + SHARED_BYTES).sum();
     let stacks: usize = a.stacks.iter().map(|s| size_of_val(&**s) + SHARED_BYTES).sum();
-    let workload = |w: &Workload| {
-        let texts = [&w.name, &w.namespace, &w.pod, &w.pod_uid, &w.container_id, &w.unit];
-        let more = w.cgroup_path.len() + w.unattributed.len();
-        size_of::<Workload>() + SHARED_BYTES + more + texts.map(String::len).iter().sum::<usize>()
-    };
-    let workloads: usize = a.workloads.iter().map(|w| workload(w)).sum();
+    let workload = |w: &Workload| size_of::<Workload>() + SHARED_BYTES + w.text_bytes();
+    let renamed = a.renamed.iter().map(|(_, w)| w);
+    let workloads: usize = a.workloads.iter().chain(renamed).map(|w| workload(w)).sum();
     strings
         + stacks
         + workloads
@@ -197,6 +196,7 @@ impl Store {
             self.start_generation();
         }
         self.extend_dictionary(batch);
+        self.rename_past(&batch.additions.renamed);
 
         let open = self.open.get_or_insert_with(|| Open {
             start: batch.start,
@@ -343,6 +343,20 @@ impl Store {
             }
             current.dictionary_bytes += size;
             self.bytes += size;
+        }
+    }
+
+    /// Names that became known late hold for what was charged in earlier generations too: to the
+    /// same container of the same pod, and to no other.
+    fn rename_past(&mut self, renamed: &[(WorkloadId, Arc<Workload>)]) {
+        let past = self.generations.len().saturating_sub(1);
+        for generation in self.generations.iter_mut().take(past) {
+            for (_, new) in renamed {
+                let same = |w: &Arc<Workload>| w.is_same_place(new) && w != new;
+                let workloads = &generation.dictionary.all.workloads;
+                let Some(at) = workloads.iter().position(same) else { continue };
+                Arc::make_mut(&mut generation.dictionary).all.workloads[at] = Arc::clone(new);
+            }
         }
     }
 

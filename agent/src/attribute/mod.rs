@@ -1,6 +1,6 @@
 //! What an event is charged to: from a cgroup ID and a process to a [`Workload`].
 //!
-//! Not for names of pods, owners and labels, which the API server knows: a pod is its UID here.
+//! A pod is its UID here; [`Namer`] joins it with what the API server says of that UID.
 //!
 //! The cgroup decides where its path names a pod, a container or a systemd unit. Where it does not
 //! (a cgroup v1 or hybrid machine, where tasks are in the root of cgroup2), the process's own path
@@ -13,6 +13,7 @@
 
 pub mod cgroups;
 mod lru;
+mod name;
 pub mod path;
 mod process;
 
@@ -26,11 +27,12 @@ use hashbrown::HashSet;
 use self::{cgroups::Cgroups, lru::Lru, path::CgroupName};
 pub use self::{
     cgroups::{Error, descendants},
+    name::Namer,
     process::{Facts, read as facts},
 };
 use crate::{
     event::{CgroupId, Comm, ProcessKey},
-    profile::{Workload, WorkloadKind},
+    profile::{Confidence, Source, Workload, WorkloadKind},
 };
 
 /// Processes and cgroups remembered. Each costs about 300 bytes, beside the paths.
@@ -187,6 +189,11 @@ impl Attributor {
                 Err(_) => true,
             };
             let named = if speaks { by_path(&facts.cgroups.telling) } else { None };
+            let named = named.map(|workload| Workload {
+                source: Source::Process,
+                confidence: Confidence::Inferred,
+                ..workload
+            });
             named.or_else(|| facts.kernel_thread.then(kernel))
         });
         let workload = match (from_facts, path, executable.and_then(base_name)) {
@@ -198,6 +205,8 @@ impl Attributor {
                 kind: WorkloadKind::Process,
                 name: name.to_owned(),
                 cgroup_path,
+                source: Source::Process,
+                confidence: Confidence::Inferred,
                 ..Workload::default()
             },
             (None, _, None) => unattributed(self.reason(process), cgroup_path),
@@ -300,6 +309,8 @@ fn by_path(path: &str) -> Option<Workload> {
         container_id: name.container_id.unwrap_or_default().to_owned(),
         unit: name.unit.unwrap_or_default().to_owned(),
         cgroup_path: path.to_owned(),
+        source: Source::Cgroup,
+        confidence: Confidence::Certain,
         ..Workload::default()
     })
 }
@@ -311,7 +322,13 @@ fn short(id: &str) -> &str {
 
 /// The kernel's own threads are one workload; the thread's name is with every sample.
 fn kernel() -> Workload {
-    Workload { kind: WorkloadKind::Kernel, name: "kernel".to_owned(), ..Workload::default() }
+    Workload {
+        kind: WorkloadKind::Kernel,
+        name: "kernel".to_owned(),
+        source: Source::Kernel,
+        confidence: Confidence::Certain,
+        ..Workload::default()
+    }
 }
 
 fn unattributed(reason: String, cgroup_path: String) -> Workload {

@@ -11,10 +11,11 @@ use tracing::{error, info, warn};
 
 use crate::{
     attribute::Attributor,
-    command::{Exit, doctor, filter, record::probes},
+    command::{Exit, doctor, filter, kubernetes, record::probes},
     event::Probe,
     kernel::{self, ProbeState, perf::FAULT_HZ},
     pipeline::{Options, Pipeline},
+    pods,
     profile::Signal,
     resolve::Resolver,
     serve,
@@ -64,6 +65,10 @@ pub struct Args {
     #[command(flatten)]
     pub filter: filter::Args,
 
+    /// Who names pods
+    #[command(flatten)]
+    pub kubernetes: kubernetes::Args,
+
     /// Size of the ring buffer in bytes, for tests of its overflow
     #[arg(long, value_name = "BYTES", hide = true)]
     pub ring_bytes: Option<u32>,
@@ -94,8 +99,16 @@ async fn serve_until_told(args: &Args, signals: &[Signal]) -> anyhow::Result<()>
     let (status, current) = watch::channel(serve::Status::default());
     // The socket first: if it is in use, nothing is attached.
     let mut server = serve::spawn(config, published, current)?;
-    let pipeline = start(args, signals, batches)?;
+    let mut pods = args.kubernetes.watch(args.kubernetes.policy()).await?;
+    if let Some(pods) = &mut pods {
+        // Names are there from the first sample on, mostly.
+        pods::first_list(pods).await;
+    }
+    let pipeline = start(args, signals, batches, pods.clone())?;
     status.send_replace(status_of(args, &pipeline));
+    if let Some(pods) = pods {
+        tokio::spawn(tell_state(pods, status));
+    }
     info!(socket = %args.socket.display(), cpus = pipeline.cpus, "profiling");
     tokio::select! {
         _ = terminate.recv() => info!("SIGTERM: stopping"),
@@ -115,6 +128,7 @@ fn start(
     args: &Args,
     signals: &[Signal],
     batches: mpsc::Sender<std::sync::Arc<crate::profile::Batch>>,
+    pods: Option<pods::Latest>,
 ) -> anyhow::Result<Pipeline> {
     let (filter, cgroups) = args.filter.resolve()?;
     let options = Options {
@@ -127,8 +141,25 @@ fn start(
         flush: Duration::from_millis(args.flush_ms),
         cgroups,
     };
-    let resolver = Resolver::new(Symbols::new(Limits::default()), Attributor::new());
+    let resolver =
+        Resolver::new(Symbols::new(Limits::default()), Attributor::new()).with_pods(pods);
     Ok(Pipeline::start(options, resolver, batches)?)
+}
+
+/// Tells clients how the source of names does, as long as both are there.
+async fn tell_state(mut pods: pods::Latest, status: watch::Sender<serve::Status>) {
+    loop {
+        let state = pods.borrow_and_update().state.clone();
+        status.send_if_modified(|status| {
+            let changed = status.pods != state;
+            status.pods = state;
+            changed
+        });
+        tokio::select! {
+            changed = pods.changed() => if changed.is_err() { return },
+            () = status.closed() => return,
+        }
+    }
 }
 
 fn status_of(args: &Args, pipeline: &Pipeline) -> serve::Status {

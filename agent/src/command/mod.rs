@@ -10,6 +10,7 @@ pub mod client;
 pub mod doctor;
 pub mod filter;
 pub mod flamegraph;
+pub mod kubernetes;
 pub mod record;
 pub mod status;
 pub mod watch;

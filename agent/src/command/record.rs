@@ -19,12 +19,13 @@ use crate::{
     account::Account,
     attribute::Attributor,
     clock::{self, Clock},
-    command::{Exit, Usage, doctor, filter},
+    command::{Exit, Usage, doctor, filter, kubernetes},
     event::{KTime, Probe},
     export::{self, Format, retransmits::RetransmitRow, top::TopRow, write},
     fold::{Root, printable},
     kernel,
     pipeline::{Options, Pipeline},
+    pods,
     profile::{Batch, Occurrence, Profile, Signal},
     resolve::Resolver,
     select::Selector,
@@ -78,6 +79,10 @@ pub struct Args {
     /// Which part of the node
     #[command(flatten)]
     pub filter: filter::Args,
+
+    /// Who names pods
+    #[command(flatten)]
+    pub kubernetes: kubernetes::Args,
 
     /// Kind of file: svg, folded, pprof or json; by the file's ending if not given
     #[arg(long, value_name = "FORMAT")]
@@ -231,7 +236,12 @@ async fn record(args: &Args) -> anyhow::Result<Recording> {
         flush: FLUSH,
         cgroups,
     };
-    let resolver = Resolver::new(Symbols::new(Limits::default()), Attributor::new());
+    let mut pods = args.kubernetes.watch(args.kubernetes.policy()).await?;
+    if let Some(pods) = &mut pods {
+        pods::first_list(pods).await;
+    }
+    let resolver =
+        Resolver::new(Symbols::new(Limits::default()), Attributor::new()).with_pods(pods);
     let (sender, batches) = mpsc::channel(BATCHES);
     let pipeline = Pipeline::start(options, resolver, sender)?;
     let start = clock::monotonic();

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::client::{Connect, block_on, json_line, print, printable};
 use crate::{
-    profile::Signal,
+    profile::{Signal, Source},
     serve::{convert, hub::Kind},
 };
 
@@ -144,6 +144,20 @@ fn json(s: &v1::GetStatusResponse) -> Value {
             "windows_evicted": store.windows_evicted,
         },
         "clients": s.clients.iter().map(client).collect::<Value>(),
+        "pod_names": pod_names(&s.pod_names.clone().unwrap_or_default()),
+    })
+}
+
+fn pod_names(p: &v1::PodNamesStatus) -> Value {
+    json!({
+        "source": convert::from_source(p.source).and_then(Source::name),
+        "phase": p.phase,
+        "pods": p.pods,
+        "lists": p.lists,
+        "changes": p.changes,
+        "failures": p.failures,
+        "last_failure": p.last_failure,
+        "refused": p.refused,
     })
 }
 
@@ -191,6 +205,8 @@ fn text(s: &v1::GetStatusResponse) -> Result<String, std::fmt::Error> {
         d.mappings,
         d.workloads
     )?;
+    out.pop();
+    pods(&mut out, &s.pod_names.clone().unwrap_or_default())?;
     writeln!(
         out,
         "{:<12} {:>14} {:>14} {:>14} {:>10} {:>10}  state",
@@ -203,6 +219,22 @@ fn text(s: &v1::GetStatusResponse) -> Result<String, std::fmt::Error> {
     }
     s.clients.iter().try_for_each(|c| client(&mut out, c))?;
     Ok(out)
+}
+
+fn pods(out: &mut String, p: &v1::PodNamesStatus) -> std::fmt::Result {
+    let source = convert::from_source(p.source).and_then(Source::name).unwrap_or("nobody");
+    write!(out, "pods      named by {source}")?;
+    if source != "nobody" {
+        write!(out, ", {}: {} pods, {} changes", printable(&p.phase), p.pods, p.changes)?;
+    }
+    if p.failures > 0 {
+        write!(out, "; {} failures, the last: {}", p.failures, printable(&p.last_failure))?;
+    }
+    if p.refused > 0 {
+        write!(out, "; {} pods left out, there were too many", p.refused)?;
+    }
+    out.push_str("\n\n");
+    Ok(())
 }
 
 fn probe(out: &mut String, p: &v1::ProbeStatus) -> std::fmt::Result {

@@ -15,7 +15,11 @@ use crate::{
     clock::Clock,
     event::{Cause, KTime, Probe, StackEnd},
     export::Format,
-    profile::{Dictionary, FrameKind, Profile, Signal, Workload, WorkloadKind},
+    pods,
+    profile::{
+        Confidence, ContainerKind, Dictionary, FrameKind, Owner, Profile, Signal, Source, Workload,
+        WorkloadKind,
+    },
     select::{Selector, WorkloadFilter},
     serve::{
         Config, ProbeState, Status,
@@ -58,6 +62,8 @@ macro_rules! same {
         pub(crate) fn $from(value: i32) -> Option<$core> {
             match v1::$wire::try_from(value) {
                 $(Ok(v1::$wire::$b) => Some($core::$a),)*
+                // Where the core has a value for it, that one came before.
+                #[allow(unreachable_patterns, reason = "not every enum has one")]
                 Ok(v1::$wire::Unspecified) | Err(_) => None,
             }
         }
@@ -81,6 +87,28 @@ same!(to_workload_kind, from_workload_kind: WorkloadKind <=> WorkloadKind {
     Unit => Unit,
     Process => Process,
     Kernel => Kernel,
+});
+same!(to_container_kind, from_container_kind: ContainerKind <=> ContainerKind {
+    Unknown => Unspecified,
+    App => App,
+    Init => Init,
+    Sidecar => Sidecar,
+    Ephemeral => Ephemeral,
+    Sandbox => Sandbox,
+});
+same!(to_source, from_source: Source <=> AttributionSource {
+    None => Unspecified,
+    Cgroup => Cgroup,
+    Process => Process,
+    Kernel => Kernel,
+    Api => Api,
+    Cri => Cri,
+    Engine => Engine,
+});
+same!(to_confidence, from_confidence: Confidence <=> AttributionConfidence {
+    None => Unspecified,
+    Inferred => Inferred,
+    Certain => Certain,
 });
 same!(to_stack_end, from_stack_end: StackEnd <=> StackEnd {
     None => None,
@@ -132,10 +160,23 @@ fn to_workload(w: &Workload) -> v1::Workload {
         unit: w.unit.clone(),
         cgroup_path: w.cgroup_path.clone(),
         unattributed: w.unattributed.clone(),
+        container: w.container.clone(),
+        container_kind: to_container_kind(w.container_kind),
+        image: w.image.clone(),
+        restarts: w.restarts,
+        owner_kind: w.owner.kind.clone(),
+        owner_name: w.owner.name.clone(),
+        labels: w.labels.iter().cloned().collect(),
+        qos_class: w.qos.clone(),
+        node: w.node.clone(),
+        source: to_source(w.source),
+        confidence: to_confidence(w.confidence),
     }
 }
 
 fn from_workload(w: v1::Workload) -> Workload {
+    let mut labels: Vec<_> = w.labels.into_iter().collect();
+    labels.sort_unstable();
     Workload {
         kind: from_workload_kind(w.kind).unwrap_or_default(),
         name: w.name,
@@ -146,6 +187,16 @@ fn from_workload(w: v1::Workload) -> Workload {
         unit: w.unit,
         cgroup_path: w.cgroup_path,
         unattributed: w.unattributed,
+        container: w.container,
+        container_kind: from_container_kind(w.container_kind).unwrap_or_default(),
+        image: w.image,
+        restarts: w.restarts,
+        owner: Owner { kind: w.owner_kind, name: w.owner_name },
+        labels,
+        qos: w.qos_class,
+        node: w.node,
+        source: from_source(w.source).unwrap_or_default(),
+        confidence: from_confidence(w.confidence).unwrap_or_default(),
     }
 }
 
@@ -356,6 +407,20 @@ pub fn to_status(
             windows_evicted: state.store.evicted,
         }),
         clients: state.clients.iter().map(|c| to_client(clock, c)).collect(),
+        pod_names: Some(to_pod_names(&status.pods)),
+    }
+}
+
+fn to_pod_names(state: &pods::State) -> v1::PodNamesStatus {
+    v1::PodNamesStatus {
+        source: to_source(state.source),
+        phase: state.phase.name().into(),
+        pods: state.pods as u64,
+        lists: state.lists,
+        changes: state.changes,
+        failures: state.failures,
+        last_failure: state.last_failure.clone(),
+        refused: state.refused,
     }
 }
 

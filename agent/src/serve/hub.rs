@@ -338,7 +338,10 @@ impl Hub {
         let (sender, deliveries) = mpsc::channel(QUEUE_BATCHES);
         let (end_sender, end) = oneshot::channel();
         let mut selection = Selection::new(selector);
-        self.log.iter().for_each(|a| selection.extend(&a.workloads));
+        for additions in &self.log {
+            selection.extend(&additions.workloads);
+            selection.rename(&additions.renamed);
+        }
         self.clients.push(Client {
             id: self.next_client,
             kind,
@@ -387,6 +390,7 @@ impl Client {
     fn offer(&mut self, batch: &Arc<Batch>, log: &[Arc<Additions>]) -> bool {
         self.settle();
         self.selection.extend(&batch.additions.workloads);
+        self.selection.rename(&batch.additions.renamed);
         let mut delivery = Delivery {
             additions: Vec::new(),
             batch: Arc::clone(batch),

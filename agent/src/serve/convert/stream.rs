@@ -12,7 +12,7 @@ use crate::{
     clock::Clock,
     profile::{
         Additions, Frame, FrameId, FrameKind, Function, FunctionId, Mapping, MappingId, Occurrence,
-        Sample, Signal, StringId, What,
+        Sample, Signal, StringId, What, WorkloadId,
     },
     serve::{
         Config,
@@ -170,7 +170,7 @@ pub fn messages<M: Message>(clock: Clock, delivery: &Delivery) -> impl Iterator<
         generation: delivery.batch.generation,
         additions: delivery.additions.clone().into_iter(),
         now: Arc::default(),
-        next: [0; 6],
+        next: [0; 7],
     };
     dictionary.map(M::dictionary).chain(M::batch(clock, delivery))
 }
@@ -181,7 +181,7 @@ struct Entries {
     additions: vec::IntoIter<Arc<Additions>>,
     now: Arc<Additions>,
     /// The next entry of each table of `now`, in the order of the message's fields.
-    next: [usize; 6],
+    next: [usize; 7],
 }
 
 impl Iterator for Entries {
@@ -192,7 +192,7 @@ impl Iterator for Entries {
         let mut room = DICTIONARY_BYTES;
         loop {
             let from = Arc::clone(&self.now);
-            let [strings, mappings, functions, frames, stacks, workloads] = &mut self.next;
+            let [strings, mappings, functions, frames, stacks, workloads, renamed] = &mut self.next;
             take(&from.strings, strings, &mut room, &mut to.strings, |s| (s.to_string(), s.len()));
             take(&from.mappings, mappings, &mut room, &mut to.mappings, to_mapping);
             take(&from.functions, functions, &mut room, &mut to.functions, to_function);
@@ -201,11 +201,15 @@ impl Iterator for Entries {
             take(&from.workloads, workloads, &mut room, &mut to.workloads, |w| {
                 (to_workload(w), workload_bytes(w))
             });
+            take(&from.renamed, renamed, &mut room, &mut to.workload_updates, |(id, w)| {
+                let workload = Some(to_workload(w));
+                (v1::WorkloadUpdate { workload_id: id.0, workload }, workload_bytes(w) + 8)
+            });
             if room == 0 {
                 return Some(to);
             }
             match self.additions.next() {
-                Some(next) => (self.now, self.next) = (next, [0; 6]),
+                Some(next) => (self.now, self.next) = (next, [0; 7]),
                 None if room == DICTIONARY_BYTES => return None,
                 None => return Some(to),
             }
@@ -254,11 +258,8 @@ fn to_stack(frames: &[FrameId]) -> (v1::Stack, usize) {
 }
 
 fn workload_bytes(w: &crate::profile::Workload) -> usize {
-    [&w.name, &w.namespace, &w.pod, &w.pod_uid, &w.container_id, &w.unit, &w.cgroup_path]
-        .iter()
-        .map(|text| text.len() + 4)
-        .sum::<usize>()
-        + w.unattributed.len()
+    // Each field and each label has a frame of a few bytes.
+    w.text_bytes() + 8 * (20 + w.labels.len())
 }
 
 fn to_sample(s: &Sample) -> v1::Sample {
@@ -345,6 +346,14 @@ pub fn from_dictionary(d: v1::Dictionary) -> Additions {
             .map(|s| s.frame_ids.into_iter().map(FrameId).collect())
             .collect(),
         workloads: d.workloads.into_iter().map(|w| Arc::new(from_workload(w))).collect(),
+        renamed: d
+            .workload_updates
+            .into_iter()
+            .map(|u| {
+                let workload = from_workload(u.workload.unwrap_or_default());
+                (WorkloadId(u.workload_id), Arc::new(workload))
+            })
+            .collect(),
     }
 }
 
@@ -357,7 +366,7 @@ mod tests {
 
     fn entries(additions: Vec<Arc<Additions>>) -> Vec<v1::Dictionary> {
         let additions = additions.into_iter();
-        Entries { generation: 1, additions, now: Arc::default(), next: [0; 6] }.collect()
+        Entries { generation: 1, additions, now: Arc::default(), next: [0; 7] }.collect()
     }
 
     #[test]

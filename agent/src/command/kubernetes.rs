@@ -1,0 +1,92 @@
+//! Where the names of pods come from: the options `--kubernetes`, `--node-name` and their like.
+
+use std::{env, fs, path::PathBuf};
+
+use anyhow::bail;
+use tracing::warn;
+
+use super::Usage;
+use crate::pods::{self, From, LabelList, Latest, Policy};
+
+/// How to learn the names of pods.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Args {
+    /// Who names pods: the API server, the container runtime (cri), whichever is there (auto), or
+    /// nobody (off)
+    #[arg(long, value_name = "SOURCE", env = "PODFLAME_KUBERNETES", value_enum, default_value_t = Mode::Auto)]
+    pub kubernetes: Mode,
+
+    /// Name of this node in its cluster [default: $NODE_NAME, or else the host's name]
+    #[arg(long, value_name = "NAME", env = "PODFLAME_NODE_NAME")]
+    pub node_name: Option<String>,
+
+    /// Credentials for the API server; in a pod, its service account has them
+    #[arg(long, value_name = "FILE", env = "KUBECONFIG")]
+    pub kubeconfig: Option<PathBuf>,
+
+    /// Labels of pods to show: keys separated by commas, each of which may end with *
+    #[arg(long, value_name = "KEYS", env = "PODFLAME_LABELS", default_value = pods::DEFAULT_LABELS)]
+    pub labels: String,
+}
+
+/// Who names pods.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Mode {
+    /// The API server, if there are credentials for it.
+    Auto,
+    /// The API server.
+    Api,
+    /// Nobody.
+    Off,
+}
+
+impl Args {
+    /// What to keep of pods.
+    #[must_use]
+    pub fn policy(&self) -> Policy {
+        Policy::new(LabelList::from(self.labels.as_str()))
+    }
+
+    /// Starts to watch; `None` if nobody names pods.
+    ///
+    /// # Errors
+    ///
+    /// If what was asked for cannot be used.
+    pub async fn watch(&self, policy: Policy) -> anyhow::Result<Option<Latest>> {
+        let in_pod = env::var_os("KUBERNETES_SERVICE_HOST").is_some();
+        let api = match self.kubernetes {
+            Mode::Api => true,
+            Mode::Auto => in_pod || self.kubeconfig.is_some(),
+            Mode::Off => false,
+        };
+        if !api {
+            return Ok(None);
+        }
+        let from = From::Api { kubeconfig: self.kubeconfig.clone(), node: self.node()? };
+        match pods::watch(from, policy).await {
+            Ok(latest) => Ok(Some(latest)),
+            Err(e) if self.kubernetes == Mode::Auto => {
+                warn!("pods get no names: {e}");
+                Ok(None)
+            }
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    /// The node's name: given, or the host's, which is kubelet's default.
+    fn node(&self) -> anyhow::Result<String> {
+        let given = self.node_name.clone().or_else(|| env::var("NODE_NAME").ok());
+        let name = match given {
+            Some(name) => name,
+            None => fs::read_to_string("/proc/sys/kernel/hostname")
+                .map(|name| name.trim().to_lowercase())
+                .unwrap_or_default(),
+        };
+        // It becomes part of a field selector, where these separate.
+        let clean = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '.';
+        if name.is_empty() || !name.chars().all(clean) {
+            bail!(Usage(format!("--node-name {name:?}: that is no name of a node")));
+        }
+        Ok(name)
+    }
+}

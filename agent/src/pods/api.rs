@@ -1,0 +1,407 @@
+//! Pods from the Kubernetes API server: one watch of those of this node.
+//!
+//! kube's watcher lists in pages, watches with bookmarks, resumes where a broken stream ended, and
+//! lists anew only when the server forgot that place (410 Gone); failures are followed by a pause
+//! that doubles to 30 s, with jitter, so that the agents of a cluster do not come back all at once.
+//!
+//! The server sends whole objects; all but metadata, statuses and what tells sidecars apart is
+//! skipped while it is parsed.
+
+use std::{collections::BTreeMap, net::IpAddr, path::Path, time::Duration};
+
+use futures_util::StreamExt as _;
+use k8s_openapi::{
+    NamespaceResourceScope,
+    apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference, Time},
+};
+use kube::{
+    Api, Client, Config, Resource,
+    config::{KubeConfigOptions, Kubeconfig},
+    runtime::{
+        WatchStreamExt as _,
+        watcher::{self, Event},
+    },
+};
+use serde::{Deserialize, Deserializer};
+use tracing::{debug, info, warn};
+
+use super::{
+    Container, Error, Phase, Pod, Policy, Publisher, owner,
+    policy::{OPT_OUT, profiled},
+    text,
+};
+use crate::profile::{ContainerKind, Owner, Source};
+
+/// Pods in one page of a list: some MiB of JSON, which is what a list takes in memory.
+const PAGE: u32 = 100;
+
+/// How long connecting may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long the server may say nothing: longer than a watch lasts (290 s by kube's default).
+const READ_TIMEOUT: Duration = Duration::from_secs(330);
+
+/// Most containers taken of one status. The API server accepts objects of 1.5 MiB.
+const MAX_STATUSES: usize = 64;
+
+/// Most addresses taken of one pod: one of each family is what there can be.
+const MAX_IPS: usize = 4;
+
+/// The annotation by which kubelet marks the API's copy of a static pod; its value is the hash that
+/// is the UID in cgroup paths (`ConfigMirrorAnnotationKey` in `pkg/kubelet/types/pod_update.go`).
+const MIRROR: &str = "kubernetes.io/config.mirror";
+
+/// The label that tells a Deployment's ReplicaSets apart.
+const TEMPLATE_HASH: &str = "pod-template-hash";
+
+/// Credentials: a file, or else the service account of the pod that this runs in.
+pub(super) async fn config(kubeconfig: Option<&Path>) -> Result<Config, Error> {
+    let failed = |e: &dyn std::error::Error| {
+        let mut reason = e.to_string();
+        let mut source = e.source();
+        while let Some(cause) = source {
+            reason = format!("{reason}: {cause}");
+            source = cause.source();
+        }
+        Error::Credentials(reason)
+    };
+    let mut config = match kubeconfig {
+        Some(path) => {
+            let file = Kubeconfig::read_from(path).map_err(|e| failed(&e))?;
+            let options = KubeConfigOptions::default();
+            Config::from_custom_kubeconfig(file, &options).await.map_err(|e| failed(&e))?
+        }
+        None => Config::incluster().map_err(|e| failed(&e))?,
+    };
+    config.connect_timeout = Some(CONNECT_TIMEOUT);
+    config.read_timeout = Some(READ_TIMEOUT);
+    Ok(config)
+}
+
+/// Watches until nobody listens any more.
+pub(super) async fn run(config: Config, node: String, policy: Policy, mut publisher: Publisher) {
+    info!(server = %config.cluster_url, node, "watching the pods of this node");
+    let client = match Client::try_from(config) {
+        Ok(client) => client,
+        Err(e) => {
+            warn!("no client of the API server: {e}");
+            publisher.failed(&e.to_string());
+            publisher.publish();
+            return;
+        }
+    };
+    let watch = watcher::Config::default()
+        .fields(&format!("spec.nodeName={node}"))
+        // From the server's cache: a restart of all agents is no storm on its storage.
+        .any_semantic()
+        .page_size(PAGE);
+    let pods = Api::<PodObject>::all(client);
+    let mut events = std::pin::pin!(kube::runtime::watcher(pods, watch).default_backoff());
+    while let Some(next) = publisher.until(events.next()).await {
+        match next {
+            Some(Ok(event)) => take(event, &policy, &mut publisher),
+            Some(Err(e)) => {
+                let reason = describe(&e);
+                if publisher.state.phase != Phase::Failing {
+                    warn!(reason, "the API server cannot be watched: trying again");
+                }
+                publisher.failed(&reason);
+            }
+            None => return,
+        }
+    }
+    debug!("nobody asks for pods any more");
+}
+
+fn take(event: Event<PodObject>, policy: &Policy, publisher: &mut Publisher) {
+    let now = std::time::Instant::now();
+    let Publisher { table, state, .. } = publisher;
+    let changed = match event {
+        Event::Init => {
+            table.begin_list();
+            return;
+        }
+        Event::InitApply(object) => {
+            table.apply(object.pod(policy), now);
+            // Told with the whole list, unless that takes long.
+            true
+        }
+        Event::InitDone => {
+            table.end_list(now);
+            state.lists += 1;
+            info!(pods = table.len(), "the pods of this node are listed");
+            true
+        }
+        Event::Apply(object) => {
+            state.changes += 1;
+            table.apply(object.pod(policy), now)
+        }
+        Event::Delete(object) => {
+            state.changes += 1;
+            table.delete(&object.uid(), now)
+        }
+    };
+    // Whatever came, the server answers; but only a whole list is all there is.
+    let back = state.phase != Phase::Watching && state.lists > 0;
+    if back {
+        state.phase = Phase::Watching;
+    }
+    if changed || back {
+        publisher.touch();
+    }
+}
+
+/// An error with its causes, in one line.
+fn describe(error: &watcher::Error) -> String {
+    let mut reason = error.to_string();
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        // Some errors repeat their cause.
+        if !reason.contains(&cause_text) {
+            reason = format!("{reason}: {cause_text}");
+        }
+        source = cause.source();
+    }
+    reason
+}
+
+/// The parts of a pod that are looked at.
+#[derive(Clone, Debug, Deserialize)]
+pub(super) struct PodObject {
+    #[serde(deserialize_with = "slim")]
+    metadata: ObjectMeta,
+    #[serde(default)]
+    spec: Spec,
+    #[serde(default)]
+    status: Status,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct Spec {
+    node_name: Option<String>,
+    host_network: Option<bool>,
+    init_containers: Option<Vec<InitContainer>>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct InitContainer {
+    name: String,
+    restart_policy: Option<String>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct Status {
+    phase: Option<String>,
+    qos_class: Option<String>,
+    #[serde(rename = "podIP")]
+    pod_ip: Option<String>,
+    #[serde(rename = "podIPs")]
+    pod_ips: Option<Vec<PodIp>>,
+    container_statuses: Option<Vec<ContainerStatus>>,
+    init_container_statuses: Option<Vec<ContainerStatus>>,
+    ephemeral_container_statuses: Option<Vec<ContainerStatus>>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+struct PodIp {
+    ip: Option<String>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct ContainerStatus {
+    name: String,
+    image: Option<String>,
+    #[serde(rename = "containerID")]
+    container_id: Option<String>,
+    restart_count: u32,
+    last_state: Option<LastState>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+struct LastState {
+    terminated: Option<Terminated>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+struct Terminated {
+    #[serde(rename = "containerID")]
+    container_id: Option<String>,
+}
+
+/// Metadata without what is long and of no use here, `managedFields` above all.
+fn slim<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ObjectMeta, D::Error> {
+    #[derive(Default, Deserialize)]
+    #[serde(rename_all = "camelCase", default)]
+    struct Slim {
+        name: Option<String>,
+        namespace: Option<String>,
+        uid: Option<String>,
+        resource_version: Option<String>,
+        creation_timestamp: Option<Time>,
+        labels: Option<BTreeMap<String, String>>,
+        annotations: Option<BTreeMap<String, String>>,
+        owner_references: Option<Vec<OwnerReference>>,
+    }
+    let slim = Slim::deserialize(deserializer)?;
+    let mut annotations = slim.annotations.unwrap_or_default();
+    annotations.retain(|key, _| key == MIRROR || key == OPT_OUT);
+    Ok(ObjectMeta {
+        name: slim.name,
+        namespace: slim.namespace,
+        uid: slim.uid,
+        resource_version: slim.resource_version,
+        creation_timestamp: slim.creation_timestamp,
+        labels: slim.labels,
+        annotations: Some(annotations),
+        owner_references: slim.owner_references,
+        ..ObjectMeta::default()
+    })
+}
+
+impl Resource for PodObject {
+    type DynamicType = ();
+    type Scope = NamespaceResourceScope;
+
+    fn kind((): &()) -> std::borrow::Cow<'_, str> {
+        "Pod".into()
+    }
+    fn group((): &()) -> std::borrow::Cow<'_, str> {
+        "".into()
+    }
+    fn version((): &()) -> std::borrow::Cow<'_, str> {
+        "v1".into()
+    }
+    fn plural((): &()) -> std::borrow::Cow<'_, str> {
+        "pods".into()
+    }
+    fn meta(&self) -> &ObjectMeta {
+        &self.metadata
+    }
+    fn meta_mut(&mut self) -> &mut ObjectMeta {
+        &mut self.metadata
+    }
+}
+
+impl PodObject {
+    /// The UID in the paths of its cgroups.
+    fn uid(&self) -> Box<str> {
+        let mirror = self.metadata.annotations.as_ref().and_then(|all| all.get(MIRROR));
+        text(mirror.or(self.metadata.uid.as_ref()).map_or("", |uid| uid)).into()
+    }
+
+    /// What is kept of it.
+    pub(super) fn pod(&self, policy: &Policy) -> Pod {
+        let meta = &self.metadata;
+        let (namespace, name) =
+            [&meta.namespace, &meta.name].map(|name| name.as_deref().unwrap_or_default()).into();
+        let none = BTreeMap::new();
+        let labels = meta.labels.as_ref().unwrap_or(&none);
+        let node = self.spec.node_name.as_deref().unwrap_or_default();
+        Pod {
+            uid: self.uid(),
+            namespace: text(namespace).into(),
+            name: text(name).into(),
+            owner: self.owner(text(name), node, labels),
+            labels: policy.keep(labels),
+            qos: text(self.status.qos_class.as_deref().unwrap_or_default()).into(),
+            node: text(node).into(),
+            ips: self.ips(),
+            containers: self.containers(),
+            profiled: profiled(meta.annotations.as_ref()),
+            selected: policy.selects(namespace, name, labels),
+            source: Source::Api,
+        }
+    }
+
+    fn owner(&self, name: &str, node: &str, labels: &BTreeMap<String, String>) -> Owner {
+        let meta = &self.metadata;
+        if meta.annotations.as_ref().is_some_and(|all| all.contains_key(MIRROR)) {
+            return owner::of_static(name, node);
+        }
+        let owners = meta.owner_references.iter().flatten();
+        let controller = owners.into_iter().find(|owner| owner.controller == Some(true));
+        let controller = controller.map_or_else(Owner::default, |owner| Owner {
+            kind: text(&owner.kind).to_owned(),
+            name: text(&owner.name).to_owned(),
+        });
+        let hash = labels.get(TEMPLATE_HASH).map(String::as_str);
+        let created = meta.creation_timestamp.as_ref().map(|time| time.0.as_second());
+        owner::outermost(controller, hash, created)
+    }
+
+    /// None if it has ended: its address may be another's.
+    fn ips(&self) -> Box<[IpAddr]> {
+        let status = &self.status;
+        let ended = matches!(status.phase.as_deref(), Some("Succeeded" | "Failed"));
+        if ended || self.spec.host_network == Some(true) {
+            return Box::default();
+        }
+        let all = status.pod_ips.iter().flatten().filter_map(|ip| ip.ip.as_ref());
+        let all = status.pod_ip.iter().chain(all).filter_map(|ip| ip.parse::<IpAddr>().ok());
+        let mut ips: Vec<IpAddr> = all.map(|ip| ip.to_canonical()).take(2 * MAX_IPS).collect();
+        ips.sort_unstable();
+        ips.dedup();
+        ips.truncate(MAX_IPS);
+        ips.into()
+    }
+
+    fn containers(&self) -> Box<[Container]> {
+        let status = &self.status;
+        let init = |status: &ContainerStatus| {
+            let mut specs = self.spec.init_containers.iter().flatten();
+            let stays = specs.any(|spec| {
+                spec.name == status.name && spec.restart_policy.as_deref() == Some("Always")
+            });
+            if stays { ContainerKind::Sidecar } else { ContainerKind::Init }
+        };
+        let mut all = Vec::new();
+        for (statuses, kind) in [
+            (&status.container_statuses, Some(ContainerKind::App)),
+            (&status.init_container_statuses, None),
+            (&status.ephemeral_container_statuses, Some(ContainerKind::Ephemeral)),
+        ] {
+            for status in statuses.iter().flatten().take(MAX_STATUSES) {
+                let kind = kind.unwrap_or_else(|| init(status));
+                all.extend(status.starts(kind));
+            }
+        }
+        all.into()
+    }
+}
+
+impl ContainerStatus {
+    /// The container that runs or ran last, and the one before it.
+    fn starts(&self, kind: ContainerKind) -> impl Iterator<Item = Container> {
+        let last = self.last_state.as_ref().and_then(|last| last.terminated.as_ref());
+        let last = last.and_then(|terminated| terminated.container_id.as_deref());
+        let now = self.container_id.as_deref();
+        let starts = [
+            (now, self.restart_count),
+            (last.filter(|last| Some(*last) != now), self.restart_count.saturating_sub(1)),
+        ];
+        starts.into_iter().filter_map(move |(id, restarts)| {
+            // `containerd://<64 digits>`
+            let id = id?.rsplit_once("://").map_or(id?, |(_, id)| id);
+            let image = self.image.as_deref().unwrap_or_default();
+            (!id.is_empty()).then(|| Container {
+                id: text(id).into(),
+                name: text(&self.name).into(),
+                image: text(image).into(),
+                kind,
+                restarts,
+            })
+        })
+    }
+}
+
+#[cfg(test)]
+#[path = "api_tests.rs"]
+mod tests;
