@@ -11,6 +11,7 @@
 #![expect(internal_features, reason = "there is no other way to it, and the toolchain is pinned")]
 #![feature(core_intrinsics)]
 
+mod cgroup;
 mod fault;
 mod fields;
 mod maps;

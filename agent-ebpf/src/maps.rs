@@ -55,9 +55,13 @@ pub(crate) static COUNTERS: PerCpuArray<Counters> =
 #[map]
 pub(crate) static CONTROL: Array<Control> = Array::with_max_entries(1, 0);
 
-/// The cgroups that are stored when `Control::only_cgroups` is set.
+/// `Verdict`s by cgroup ID, as `Control::cgroups` asks for.
 #[map]
 pub(crate) static CGROUPS: HashMap<u64, u8> = HashMap::with_max_entries(MAX_CGROUPS, 0);
+
+/// Cgroups that came or went: some thousand wait for the agent, which is woken at each.
+#[map]
+pub(crate) static CGROUP_CHANGES: RingBuf = RingBuf::with_byte_size(64 << 10, 0);
 
 /// Processes whose first record has woken the agent. An evicted one wakes it once more.
 #[map]

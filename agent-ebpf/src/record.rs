@@ -5,7 +5,8 @@ use aya_ebpf::{
     helpers::generated::{bpf_get_smp_processor_id, bpf_ktime_get_ns, bpf_ringbuf_output},
 };
 use podflame_wire::{
-    Control, Counters, Drop, FaultRecord, Header, Probe, RetransmitRecord, SampleRecord, Task,
+    Control, Counters, Drop, FaultRecord, Header, ONLY_KEPT, Probe, RetransmitRecord, SampleRecord,
+    Task, Verdict,
 };
 
 use crate::{
@@ -68,8 +69,14 @@ impl Run {
         if control.only_pid != 0 && control.only_pid != pid {
             return false;
         }
-        // SAFETY: the value is not kept.
-        control.only_cgroups == 0 || unsafe { CGROUPS.get(cgroup_id) }.is_some()
+        if control.cgroups == 0 {
+            return true;
+        }
+        // SAFETY: the value is copied out at once.
+        match unsafe { CGROUPS.get(cgroup_id) }.copied() {
+            Some(verdict) => verdict != Verdict::Except as u8,
+            None => control.cgroups & ONLY_KEPT == 0,
+        }
     }
 
     /// Completes the header of the record in `scratch` (its task, cgroup, weight and stack are there

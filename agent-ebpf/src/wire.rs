@@ -263,11 +263,37 @@ record! {
     }
 }
 
+/// Of [`Control::cgroups`]: what is in no kept cgroup is not stored.
+pub const ONLY_KEPT: u32 = 1;
+
+/// Of [`Control::cgroups`]: some cgroups are never stored.
+pub const EXCEPT: u32 = 2;
+
+numbered! {
+    /// What [`map::CGROUPS`] says of a cgroup. A new one has that of the cgroup it is in.
+    Verdict: u8 {
+        /// It is stored.
+        Keep = 1, "keep";
+        /// It is never stored.
+        Except = 2, "except";
+    }
+}
+
+record! {
+    /// A cgroup (v2) came or went; in [`map::CGROUP_CHANGES`].
+    pub struct CgroupChange {
+        /// Its ID.
+        pub id: u64,
+        /// 0: it was made. 1: it is removed.
+        pub gone: u64,
+    }
+}
+
 record! {
     /// What the agent may change while the programs run; the one value of [`map::CONTROL`].
     pub struct Control {
-        /// 1: only cgroups in [`map::CGROUPS`] are stored. 0: all are.
-        pub only_cgroups: u32,
+        /// What [`map::CGROUPS`] decides: [`ONLY_KEPT`], [`EXCEPT`], both, or nothing.
+        pub cgroups: u32,
         /// If not 0, only this thread group is stored.
         pub only_pid: u32,
         /// Unread bytes in the ring buffer from which on the agent is woken.
@@ -283,8 +309,11 @@ pub mod map {
     pub const COUNTERS: &str = "COUNTERS";
     /// Array of one [`Control`](super::Control).
     pub const CONTROL: &str = "CONTROL";
-    /// Hash of the cgroup IDs that are stored when [`Control::only_cgroups`](super::Control) is 1.
+    /// Hash of [`Verdict`](super::Verdict)s by cgroup ID, as
+    /// [`Control::cgroups`](super::Control) asks for.
     pub const CGROUPS: &str = "CGROUPS";
+    /// Ring buffer of [`CgroupChange`](super::CgroupChange)s.
+    pub const CGROUP_CHANGES: &str = "CGROUP_CHANGES";
     /// Hash of the process start times by `pid`, of processes whose first record woke the agent.
     pub const SEEN: &str = "SEEN";
     /// Socket storage of sender stacks.
@@ -316,6 +345,10 @@ pub mod field {
         ("SOCK_TYPE", "sock", "sk_type"),
         ("NET_INUM", "net", "ns.inum"),
         ("CGROUP_KN", "cgroup", "kn"),
+        ("CGROUP_PARENT", "cgroup", "self.parent"),
+        ("CGROUP_ROOT", "cgroup", "root"),
+        ("CGROUP_ROOT_HIERARCHY", "cgroup_root", "hierarchy_id"),
+        ("CSS_CGROUP", "cgroup_subsys_state", "cgroup"),
         ("KERNFS_NODE_ID", "kernfs_node", "id"),
         ("SKB_CB", "sk_buff", "cb"),
         ("TCP_CB_SEGMENTS", "tcp_skb_cb", "tcp_gso_segs"),
@@ -343,6 +376,7 @@ const _: () = {
     assert!(size_of::<RetransmitRecord>() == size_of::<Header>() + 8 + 32 + 8 + 16);
     assert!(size_of::<Counters>() == 8 * (4 + DROPS + StackEnd::ALL.len()));
     assert!(size_of::<Control>() == 16);
+    assert!(size_of::<CgroupChange>() == 16);
     // Frames follow the fixed part, aligned.
     assert!(size_of::<FaultRecord>().is_multiple_of(8));
     assert!(size_of::<RetransmitRecord>().is_multiple_of(8));

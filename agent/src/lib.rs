@@ -16,11 +16,13 @@ pub mod export;
 #[cfg(test)]
 mod fixture;
 pub mod fold;
+pub mod follow;
 pub mod intern;
 pub mod kernel;
 pub mod pipeline;
 pub mod pods;
 pub mod profile;
+pub mod redact;
 pub mod resolve;
 pub mod select;
 pub mod serve;

@@ -22,7 +22,12 @@ use crate::{
     attribute, clock,
     decode::decode,
     event::{CgroupId, KTime, Probe, ProcessKey},
-    kernel::{Config, Kernel, KernelError, ProbeState, ring::Ring},
+    follow::Follower,
+    kernel::{
+        Config, Kernel, KernelError, ProbeState,
+        ring::{Change, Ring, cgroup_change},
+    },
+    pods::Latest,
     profile::Batch,
     resolve::{Resolver, Seen},
     symbols::{Sighting, Sights},
@@ -62,8 +67,11 @@ const SEEN_KIB: u32 = 16 << 10;
 /// a program that runs on another CPU at that moment has counted its hit but not its end.
 const SETTLE: Duration = Duration::from_millis(200);
 
-/// Finds the cgroups to keep, again and again, as new ones appear below a chosen one.
-pub type CgroupFinder = Box<dyn FnMut() -> Vec<CgroupId> + Send>;
+/// How soon a new cgroup that is not there yet is looked for again: sooner than anything runs in it.
+const AGAIN: Duration = Duration::from_millis(2);
+
+/// Most changes of cgroups looked at between two looks at the records.
+const CHANGES: usize = 1024;
 
 /// How to run the pipeline.
 pub struct Options {
@@ -71,8 +79,10 @@ pub struct Options {
     pub kernel: Config,
     /// Time between two batches.
     pub flush: Duration,
-    /// Refreshes the cgroup filter.
-    pub cgroups: Option<CgroupFinder>,
+    /// Keeps the filter of cgroups up to date.
+    pub follower: Option<Follower>,
+    /// When to look whether the filter is up to date, beside changes of cgroups.
+    pub pods: Option<Latest>,
 }
 
 /// A running pipeline.
@@ -87,6 +97,8 @@ pub struct Pipeline {
 
 /// In the order in which it is to be done: a process is read before its events are resolved.
 enum Work {
+    /// A new cgroup: its path is read before it is gone.
+    Made(CgroupId),
     Sight(ProcessKey, CgroupId, Option<(Seen, OwnedSemaphorePermit)>),
     Flush {
         flush: Flush,
@@ -109,7 +121,7 @@ impl Pipeline {
         resolver: Resolver,
         batches: mpsc::Sender<Arc<Batch>>,
     ) -> Result<Self, KernelError> {
-        let (kernel, ring) = Kernel::start(options.kernel)?;
+        let (kernel, ring, changes) = Kernel::start(options.kernel)?;
         let probes = Probe::ALL.iter().map(|p| (*p, kernel.state(*p).clone())).collect();
         let cpus = kernel.cpus().len();
         let (work, seen) = mpsc::channel(QUEUE);
@@ -136,7 +148,9 @@ impl Pipeline {
             places: Arc::new(Semaphore::new(FLUSHES)),
             sighted: HashMap::default(),
             since: clock::monotonic(),
-            cgroups: options.cgroups,
+            follower: options.follower,
+            pods: options.pods,
+            changes,
         };
         let collector = tokio::spawn(collector.run(ring, options.flush, stopped));
         Ok(Self { probes, cpus, stop, collector })
@@ -188,7 +202,7 @@ async fn witness(mut sights: Sights, mut seen: mpsc::Receiver<Work>, read: mpsc:
                     }
                     Work::Sight(process, cgroup, with_room(seen, &room))
                 }
-                flush @ Work::Flush { .. } => flush,
+                other => other,
             }),
         };
         let Some(work) = work else { return };
@@ -218,6 +232,7 @@ fn resolve_all(
                 resolver.sight(process, cgroup, seen);
             }
             Work::Sight(_, _, None) => {}
+            Work::Made(cgroup) => resolver.made(cgroup),
             Work::Flush { flush, start, end, account, _place } => {
                 let batch = resolver.resolve(flush, start, end, *account);
                 if batches.blocking_send(Arc::new(batch)).is_err() {
@@ -226,6 +241,31 @@ fn resolve_all(
                 }
             }
         }
+    }
+}
+
+/// Waits until a cgroup came or went, or what is known of pods changed.
+async fn changed(changes: &mut Option<Ring>, pods: &mut Option<Latest>) {
+    let woken = async {
+        if let Some(ring) = changes
+            && ring.woken().await.is_ok()
+        {
+            return;
+        }
+        // After a failure, the tree is walked as before.
+        std::future::pending().await
+    };
+    let told = async {
+        if let Some(pods) = pods
+            && pods.changed().await.is_ok()
+        {
+            return;
+        }
+        std::future::pending().await
+    };
+    tokio::select! {
+        () = woken => {}
+        () = told => {}
     }
 }
 
@@ -238,7 +278,9 @@ struct Collector {
     /// When each was last sent to be read, by the time of the event.
     sighted: HashMap<ProcessKey, KTime, foldhash::fast::RandomState>,
     since: KTime,
-    cgroups: Option<CgroupFinder>,
+    follower: Option<Follower>,
+    pods: Option<Latest>,
+    changes: Option<Ring>,
 }
 
 impl Collector {
@@ -261,6 +303,8 @@ impl Collector {
                 _ = &mut stop => break,
                 _ = flushes.tick() => due = true,
                 _ = follow.tick() => self.follow(),
+                () = changed(&mut self.changes, &mut self.pods) => self.follow_cgroups(),
+                () = tokio::time::sleep(AGAIN), if self.is_waiting() => self.follow_cgroups(),
                 _ = poll.tick() => {}
                 woken = ring.woken() => if let Err(e) = woken {
                     // Polling goes on; only the early wake-ups are gone.
@@ -341,8 +385,29 @@ impl Collector {
         if let Err(e) = self.kernel.follow_cpus() {
             warn!("the online CPUs cannot be listed: {e}");
         }
-        if let Some(find) = &mut self.cgroups
-            && let Err(e) = self.kernel.set_cgroups(&find())
+        self.follow_cgroups();
+    }
+
+    /// Whether a new cgroup's directory is waited for.
+    fn is_waiting(&self) -> bool {
+        self.follower.as_ref().is_some_and(Follower::is_waiting)
+    }
+
+    /// Follows cgroups, and the pods that they are of.
+    fn follow_cgroups(&mut self) {
+        let mut all = Vec::new();
+        if let Some(changes) = &mut self.changes {
+            changes.drain(CHANGES, |record| all.extend(cgroup_change(record)));
+        }
+        for (id, change) in &all {
+            if *change == Change::Made {
+                // If the queue is full, the resolver asks at the first event.
+                let _ = self.work.try_send(Work::Made(*id));
+            }
+        }
+        if let Some(follower) = &mut self.follower
+            && let Some(verdicts) = follower.follow(&all)
+            && let Err(e) = self.kernel.set_verdicts(&verdicts)
         {
             warn!("the cgroup filter cannot be updated: {e}");
         }

@@ -111,8 +111,9 @@ impl Recording {
         let mut running = Running::start(command.current_dir(dir.path()))?;
         running.dir = dir;
         running.until("the probes to be attached", |running| {
-            // Retransmits, those of SYN-ACKs, and senders.
-            Ok((bpf::held(running.pid())?.links.len() == 3).then_some(()))
+            // Retransmits, those of SYN-ACKs, and senders; cgroups that come and that go.
+            let links = if arguments.contains(&"--cgroup") { 5 } else { 3 };
+            Ok((bpf::held(running.pid())?.links.len() == links).then_some(()))
         })?;
         Ok(Self(running))
     }

@@ -270,6 +270,18 @@ impl Cgroups {
         path.ok_or_else(|| self.missing(id))
     }
 
+    /// Learns the path of a cgroup that is being made: the kernel tells of it a moment before its
+    /// directory can be opened (`cgroup_mkdir` in `kernel/cgroup/cgroup.c`), so that none says
+    /// nothing of later.
+    pub fn learn(&mut self, id: CgroupId) -> Option<Arc<str>> {
+        if let Some(Some(known)) = self.paths.get(&id) {
+            return Some(Arc::clone(known));
+        }
+        let path = self.ask(id).ok().flatten()?;
+        self.paths.insert(id, Some(Arc::clone(&path)));
+        Some(path)
+    }
+
     fn missing(&self, id: CgroupId) -> Error {
         match &self.mount {
             Some(mount) if !mount.whole => Error::Outside(id),

@@ -111,6 +111,12 @@ impl Attributor {
         }
     }
 
+    /// A cgroup was made: learns its path, which its last events may ask for when it is gone.
+    pub fn made(&mut self, cgroup: CgroupId) {
+        // What is not there yet is asked for at the first event.
+        let _ = self.cgroups.learn(cgroup);
+    }
+
     /// What an event is charged to. `executable` is the path of the process's program as far as it
     /// is known; its last part names a process that nothing else names.
     pub fn workload(

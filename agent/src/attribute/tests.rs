@@ -1,5 +1,5 @@
 //! Who is charged, on the running kernel and from paths alone.
-#![expect(clippy::unwrap_used, reason = "tests fail by panicking")]
+#![expect(clippy::unwrap_used, clippy::panic, reason = "tests fail by panicking")]
 
 use super::{
     testing::{TestCgroup, Waiting, mount, v1_mount},
@@ -180,4 +180,89 @@ fn bounded_whatever_comes() {
     }
     assert!(attributor.workloads.len() <= MAX_WORKLOADS);
     assert!(attributor.processes.len() <= CAPACITY && attributor.stats().evicted > 0);
+}
+
+/// T1: a PID that is used again, in another cgroup, is another process.
+#[test]
+fn a_pid_that_is_used_again_is_another_process() {
+    let (Some(_), Some(v1)) = (mount(), v1_mount()) else {
+        eprintln!("not run: needs root, a cgroup2 mount and cgroup v1's pids");
+        return;
+    };
+    let mut attributor = Attributor::new();
+    let cgroup = TestCgroup::new(&v1);
+    let (path, _) = cgroup.make(&format!("kubepods/pod{UID}/{CID}"));
+    for _ in 0..200 {
+        let first = Waiting::start();
+        first.enter(&path);
+        let key = first.key();
+        let charged = attributor.workload(ROOT, key, comm("cat"), Some("/usr/bin/cat"));
+        assert_eq!((charged.kind, &*charged.pod_uid), (WorkloadKind::Pod, UID));
+        assert_eq!(charged.confidence, Confidence::Inferred);
+        first.end();
+        // Start times count in ticks of 10 ms: in the same tick, two could be taken for one.
+        let last = "/proc/sys/kernel/ns_last_pid";
+        let mut again = None;
+        while again.as_ref().is_none_or(|again: &Waiting| again.key().start_ns == key.start_ns) {
+            drop(again.take());
+            std::fs::write(last, (key.pid - 1).to_string()).unwrap();
+            again = Some(Waiting::start());
+        }
+        let Some(again) = again.filter(|again| again.key().pid == key.pid) else { continue };
+        let other = attributor.workload(ROOT, again.key(), comm("cat"), Some("/usr/bin/cat"));
+        assert_eq!((other.kind, &*other.name), (WorkloadKind::Process, "cat"));
+        return;
+    }
+    panic!("no PID was used again");
+}
+
+/// T3: cgroups of pods that come and go faster than anyone asks.
+#[test]
+fn pods_that_come_and_go_keep_their_last_events() {
+    let Some(mount) = mount() else { return };
+    let mut attributor = Attributor::new();
+    let mut gone = Vec::new();
+    for n in 0..250_u32 {
+        let cgroup = TestCgroup::new(&mount.point);
+        let uid = format!("00000000-0000-0000-0000-{n:012x}");
+        let (_, id) = cgroup.make(&format!("kubepods/pod{uid}/{CID}"));
+        attributor.made(id);
+        drop(cgroup);
+        gone.push((id, uid));
+    }
+    for (id, uid) in gone {
+        let charged = attributor.workload(id, ProcessKey::default(), Comm::default(), None);
+        assert_eq!((charged.kind, charged.pod_uid.as_str()), (WorkloadKind::Pod, uid.as_str()));
+    }
+    let stats = attributor.stats();
+    assert_eq!((stats.unattributed, stats.cgroups.gone), (0, 0));
+    assert!(stats.cgroups.known <= 16_384, "{stats:?}");
+}
+
+/// What an event costs with 10,000 containers in the cache. An optimized build has to keep the limit.
+#[test]
+fn an_event_costs_less_than_a_microsecond() {
+    const CONTAINERS: u64 = 10_000;
+    const EVENTS: u32 = 200_000;
+    let mut attributor = Attributor::new();
+    let mut namer = Namer::new(None);
+    let mut interner = crate::intern::Interner::default();
+    for n in 0..CONTAINERS {
+        let path = format!("/kubepods/burstable/pod{UID}/{n:064x}");
+        let workload = attributor.intern(by_path(&path).unwrap());
+        attributor.named.insert(CgroupId(n), workload);
+    }
+    let (process, comm) = (ProcessKey { pid: 7, start_ns: 8 }, comm("app"));
+    let start = Instant::now();
+    let mut random = 1_u64;
+    for _ in 0..EVENTS {
+        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        let cgroup = CgroupId((random >> 33) % CONTAINERS);
+        let workload = attributor.workload(cgroup, process, comm, Some("/bin/app"));
+        interner.workload_named(workload, |workload| namer.name(workload));
+    }
+    let each = start.elapsed() / EVENTS;
+    eprintln!("an event costs {each:?}");
+    let limit = if cfg!(debug_assertions) { 50 } else { 1 };
+    assert!(each < Duration::from_micros(limit), "{each:?}");
 }

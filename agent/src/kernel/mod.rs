@@ -4,7 +4,11 @@
 //! A probe whose hook this kernel lacks is left out with its reason ([`ProbeState`]); the others
 //! run. Nothing is pinned, so that nothing outlives the agent, `kill -9` included.
 
-use std::{collections::BTreeSet, io, os::fd::AsFd};
+use std::{
+    collections::{BTreeSet, HashSet},
+    io,
+    os::fd::AsFd,
+};
 
 use aya::{
     Ebpf, EbpfLoader, VerifierLogLevel,
@@ -14,7 +18,8 @@ use aya::{
         tp_btf::BtfTracePointLinkId,
     },
 };
-use podflame_wire::{Control, Counters, Probe, field, map};
+pub use podflame_wire::Verdict;
+use podflame_wire::{Control, Counters, EXCEPT, ONLY_KEPT, Probe, field, map};
 use tracing::{info, warn};
 use zerocopy::transmute;
 
@@ -61,6 +66,8 @@ pub struct Config {
     pub probes: BTreeSet<Probe>,
     /// What to keep.
     pub filter: Filter,
+    /// Follow cgroups that come and go, so that new ones are filtered at once.
+    pub follow_cgroups: bool,
     /// Size of the ring buffer in bytes; by the number of CPUs if not given. Rounded up to a power
     /// of two of pages.
     pub ring_bytes: Option<u32>,
@@ -69,11 +76,18 @@ pub struct Config {
 /// What the programs keep; everything else they count as filtered.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Filter {
-    /// Only these cgroups.
-    pub cgroups: Option<Vec<CgroupId>>,
+    /// Only what is in cgroups that are kept.
+    pub only_kept: bool,
+    /// Some cgroups are never stored.
+    pub except: bool,
+    /// What each cgroup is to the filter; those made in one later are as it is.
+    pub verdicts: Verdicts,
     /// Only this thread group.
     pub pid: Option<u32>,
 }
+
+/// What cgroups are to the filter.
+pub type Verdicts = Vec<(CgroupId, Verdict)>;
 
 /// Why the kernel side did not start.
 #[derive(Debug, thiserror::Error)]
@@ -123,6 +137,8 @@ pub struct Kernel {
     states: Vec<(Probe, ProbeState)>,
     cpus: Vec<u32>,
     runs: [Runs; Probe::ALL.len()],
+    /// The cgroups whose verdict was set, and is to be taken back.
+    judged: HashSet<CgroupId>,
 }
 
 /// The kernel's own count of a program's runs, as long as it can be compared with ours: something
@@ -172,13 +188,14 @@ pub fn tracepoint(probe: Probe) -> Option<&'static str> {
 }
 
 impl Kernel {
-    /// Loads the programs and attaches the probes that are asked for. Returns the kernel side and
-    /// the ring buffer's reading end; must be called within a tokio runtime.
+    /// Loads the programs and attaches the probes that are asked for. Returns the kernel side, the
+    /// ring buffer's reading end, and that of changes of cgroups if they can be followed; must be
+    /// called within a tokio runtime.
     ///
     /// # Errors
     ///
     /// If the object is refused, or no probe at all could be attached.
-    pub fn start(config: Config) -> Result<(Self, Ring), KernelError> {
+    pub fn start(config: Config) -> Result<(Self, Ring, Option<Ring>), KernelError> {
         let types = Btf::from_sys()?;
         let aya_types = aya::Btf::from_sys_fs()
             .map_err(|e| KernelError::Map { name: "BTF", cause: e.to_string() })?;
@@ -204,10 +221,15 @@ impl Kernel {
             states: Vec::new(),
             cpus,
             runs: [Runs::default(); Probe::ALL.len()],
+            judged: HashSet::new(),
             config,
         };
+        // Before the first event: what is excluded is so from the start.
+        let changes = kernel.follow_cgroups(&aya_types);
+        let verdicts = std::mem::take(&mut kernel.config.filter.verdicts);
+        kernel.set_verdicts(&verdicts)?;
         kernel.attach_all(&aya_types)?;
-        Ok((kernel, ring))
+        Ok((kernel, ring, changes))
     }
 
     fn attach_all(&mut self, types: &aya::Btf) -> Result<(), KernelError> {
@@ -273,7 +295,13 @@ impl Kernel {
     where
         &'a mut P: TryFrom<&'a mut Program, Error = ProgramError>,
     {
-        let name = program_name(probe);
+        self.named(program_name(probe))
+    }
+
+    fn named<'a, P>(&'a mut self, name: &str) -> Result<&'a mut P, String>
+    where
+        &'a mut P: TryFrom<&'a mut Program, Error = ProgramError>,
+    {
         self.ebpf
             .program_mut(name)
             .ok_or_else(|| format!("the object has no program {name}"))?
@@ -321,13 +349,50 @@ impl Kernel {
         &self.cpus
     }
 
-    /// Replaces the set of cgroups that are kept.
+    /// Attaches what tells of cgroups that come and go. `None` if that was not asked for, or this
+    /// kernel cannot: new ones are then found by walking.
+    fn follow_cgroups(&mut self, types: &aya::Btf) -> Option<Ring> {
+        if !self.config.follow_cgroups {
+            return None;
+        }
+        for (name, hook) in [("cgroup_made", "cgroup_mkdir"), ("cgroup_removed", "cgroup_rmdir")] {
+            let attached = self.named::<BtfTracePoint>(name).and_then(|program| {
+                program.load(hook, types).map_err(|e| explain(&e))?;
+                program.attach().map_err(|e| explain(&e))
+            });
+            if let Err(reason) = attached {
+                warn!(hook, reason, "cgroups are found by walking");
+                return None;
+            }
+        }
+        let ring = take_map(&mut self.ebpf, map::CGROUP_CHANGES).ok()?;
+        Ring::new(aya::maps::RingBuf::try_from(ring).ok()?).ok()
+    }
+
+    /// Replaces what cgroups are to the filter. What a new one took over from the one that it is in
+    /// stays until it is in `verdicts` once.
     ///
     /// # Errors
     ///
-    /// If the set is larger than its map.
-    pub fn set_cgroups(&mut self, cgroups: &[CgroupId]) -> Result<(), KernelError> {
-        replace_cgroups(&mut self.ebpf, cgroups)
+    /// If there are more than the map holds.
+    pub fn set_verdicts(&mut self, verdicts: &[(CgroupId, Verdict)]) -> Result<(), KernelError> {
+        let mut map: HashMap<_, u64, u8> =
+            HashMap::try_from(map_mut(&mut self.ebpf, map::CGROUPS)?)
+                .map_err(|e| wrong_map(map::CGROUPS, &e))?;
+        for (id, verdict) in verdicts {
+            map.insert(id.0, *verdict as u8, 0).map_err(|e| wrong_map(map::CGROUPS, &e))?;
+        }
+        let now: HashSet<CgroupId> = verdicts.iter().map(|(id, _)| *id).collect();
+        // What came and went unseen is left over; it is looked for before it fills the map.
+        let left_over = map.keys().filter_map(Result::ok).map(CgroupId);
+        let left_over: Vec<CgroupId> = left_over.filter(|id| !now.contains(id)).collect();
+        let crowded = left_over.len() + now.len() > MAX_CGROUPS / 2;
+        for id in left_over.iter().filter(|id| crowded || self.judged.contains(*id)) {
+            // It can only be gone already.
+            let _ = map.remove(&id.0);
+        }
+        self.judged = now;
+        Ok(())
     }
 
     /// Stops every probe. What is in the ring buffer stays readable, and so do the counters.
@@ -430,30 +495,14 @@ fn attach_logger(ebpf: &mut Ebpf) {
 
 fn set_control(ebpf: &mut Ebpf, filter: &Filter, ring_bytes: u32) -> Result<(), KernelError> {
     let control = Control {
-        only_cgroups: u32::from(filter.cgroups.is_some()),
+        cgroups: (ONLY_KEPT * u32::from(filter.only_kept)) | (EXCEPT * u32::from(filter.except)),
         only_pid: filter.pid.unwrap_or(0),
         wake_bytes: u64::from(ring_bytes / 4),
     };
-    replace_cgroups(ebpf, filter.cgroups.as_deref().unwrap_or(&[]))?;
     let control: [u64; size_of::<Control>() / 8] = transmute!(control);
     let mut map: Array<_, [u64; size_of::<Control>() / 8]> =
         Array::try_from(map_mut(ebpf, map::CONTROL)?).map_err(|e| wrong_map(map::CONTROL, &e))?;
     map.set(0, control, 0).map_err(|e| wrong_map(map::CONTROL, &e))
-}
-
-fn replace_cgroups(ebpf: &mut Ebpf, cgroups: &[CgroupId]) -> Result<(), KernelError> {
-    let mut map: HashMap<_, u64, u8> =
-        HashMap::try_from(map_mut(ebpf, map::CGROUPS)?).map_err(|e| wrong_map(map::CGROUPS, &e))?;
-    let stale: Vec<u64> =
-        map.keys().filter_map(Result::ok).filter(|id| !cgroups.contains(&CgroupId(*id))).collect();
-    for id in stale {
-        // It can only be gone already.
-        let _ = map.remove(&id);
-    }
-    for id in cgroups {
-        map.insert(id.0, 1, 0).map_err(|e| wrong_map(map::CGROUPS, &e))?;
-    }
-    Ok(())
 }
 
 fn take_map(ebpf: &mut Ebpf, name: &'static str) -> Result<aya::maps::Map, KernelError> {

@@ -6,7 +6,11 @@ use std::{
 };
 
 use aya::maps::{MapData, RingBuf};
+use podflame_wire::CgroupChange;
 use tokio::io::{Interest, unix::AsyncFd};
+use zerocopy::FromBytes as _;
+
+use crate::event::CgroupId;
 
 /// The records that wait in the kernel.
 pub struct Ring(AsyncFd<RingBuf<MapData>>);
@@ -39,6 +43,22 @@ impl Ring {
         }
         most
     }
+}
+
+/// A change in the tree of cgroups, as its record says; `None` for bytes that are no such record.
+#[must_use]
+pub fn cgroup_change(record: &[u8]) -> Option<(CgroupId, Change)> {
+    let change = CgroupChange::read_from_bytes(record).ok()?;
+    Some((CgroupId(change.id), if change.gone == 0 { Change::Made } else { Change::Removed }))
+}
+
+/// What happened to a cgroup.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// It is new.
+    Made,
+    /// It is about to be gone.
+    Removed,
 }
 
 /// Waits for a descriptor of aya's to become readable.

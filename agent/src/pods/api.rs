@@ -4,19 +4,25 @@
 //! lists anew only when the server forgot that place (410 Gone); failures are followed by a pause
 //! that doubles to 30 s, with jitter, so that the agents of a cluster do not come back all at once.
 //!
+//! Beside it, the metadata of namespaces is watched, for their opt-outs; without the permission, only
+//! those of pods count.
+//!
 //! The server sends whole objects; all but metadata, statuses and what tells sidecars apart is
 //! skipped while it is parsed.
 
-use std::{collections::BTreeMap, net::IpAddr, path::Path, time::Duration};
+use std::{collections::BTreeMap, net::IpAddr, path::Path, sync::Arc, time::Duration};
 
-use futures_util::StreamExt as _;
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use hashbrown::HashSet;
 use k8s_openapi::{
     NamespaceResourceScope,
+    api::core::v1::Namespace,
     apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference, Time},
 };
 use kube::{
     Api, Client, Config, Resource,
     config::{KubeConfigOptions, Kubeconfig},
+    core::PartialObjectMeta,
     runtime::{
         WatchStreamExt as _,
         watcher::{self, Event},
@@ -40,6 +46,9 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long the server may say nothing: longer than a watch lasts (290 s by kube's default).
 const READ_TIMEOUT: Duration = Duration::from_secs(330);
+
+/// Namespaces that opted out, remembered at most.
+const MAX_NAMESPACES: usize = 4096;
 
 /// Most containers taken of one status. The API server accepts objects of 1.5 MiB.
 const MAX_STATUSES: usize = 64;
@@ -95,12 +104,34 @@ pub(super) async fn run(config: Config, node: String, policy: Policy, mut publis
         // From the server's cache: a restart of all agents is no storm on its storage.
         .any_semantic()
         .page_size(PAGE);
-    let pods = Api::<PodObject>::all(client);
-    let mut events = std::pin::pin!(kube::runtime::watcher(pods, watch).default_backoff());
+    let pods = kube::runtime::watcher(Api::<PodObject>::all(client.clone()), watch);
+    let watch = watcher::Config::default().any_semantic().page_size(PAGE);
+    // Metadata only.
+    let namespaces = Api::<PartialObjectMeta<Namespace>>::all(client);
+    let namespaces = kube::runtime::watcher(namespaces, watch);
+    let mut events = std::pin::pin!(stream::select(
+        pods.default_backoff().map(|event| event.map(Told::Pod)).map_err(Failed::Pods),
+        namespaces
+            .default_backoff()
+            .map(|event| event.map(Told::Namespace))
+            .map_err(Failed::Namespaces),
+    ));
+    let mut listing = HashSet::new();
     while let Some(next) = publisher.until(events.next()).await {
         match next {
-            Some(Ok(event)) => take(event, &policy, &mut publisher),
-            Some(Err(e)) => {
+            Some(Ok(Told::Pod(event))) => take(event, &policy, &mut publisher),
+            Some(Ok(Told::Namespace(event))) => {
+                take_namespace(event, &mut listing, &mut publisher);
+            }
+            Some(Err(Failed::Namespaces(e))) => {
+                // Pods are named all the same.
+                if publisher.except.is_none() {
+                    warn!(reason = describe(&e), "annotations of namespaces cannot be read");
+                    publisher.except = Some(Arc::default());
+                    settle(&mut publisher);
+                }
+            }
+            Some(Err(Failed::Pods(e))) => {
                 let reason = describe(&e);
                 if publisher.state.phase != Phase::Failing {
                     warn!(reason, "the API server cannot be watched: trying again");
@@ -141,14 +172,68 @@ fn take(event: Event<PodObject>, policy: &Policy, publisher: &mut Publisher) {
             table.delete(&object.uid(), now)
         }
     };
-    // Whatever came, the server answers; but only a whole list is all there is.
-    let back = state.phase != Phase::Watching && state.lists > 0;
-    if back {
-        state.phase = Phase::Watching;
-    }
-    if changed || back {
+    if changed {
         publisher.touch();
     }
+    settle(publisher);
+}
+
+/// Whatever came, the server answers; but only whole lists are all there is.
+fn settle(publisher: &mut Publisher) {
+    let state = &mut publisher.state;
+    if state.phase != Phase::Watching && state.lists > 0 && publisher.except.is_some() {
+        state.phase = Phase::Watching;
+        publisher.touch();
+    }
+}
+
+/// An event of either watch.
+enum Told {
+    Pod(Event<PodObject>),
+    Namespace(Event<PartialObjectMeta<Namespace>>),
+}
+
+/// A failure of either.
+enum Failed {
+    Pods(watcher::Error),
+    Namespaces(watcher::Error),
+}
+
+/// Keeps which namespaces opted out; `listing` are those of a list that is not complete.
+fn take_namespace(
+    event: Event<PartialObjectMeta<Namespace>>,
+    listing: &mut HashSet<Box<str>>,
+    publisher: &mut Publisher,
+) {
+    let name = |object: &PartialObjectMeta<Namespace>| -> Box<str> {
+        text(object.metadata.name.as_deref().unwrap_or_default()).into()
+    };
+    let mut except = publisher.except.clone().unwrap_or_default();
+    match event {
+        Event::Init => return listing.clear(),
+        Event::InitApply(object) => {
+            if !profiled(object.metadata.annotations.as_ref()) && listing.len() < MAX_NAMESPACES {
+                listing.insert(name(&object));
+            }
+            return;
+        }
+        Event::InitDone => except = Arc::new(std::mem::take(listing)),
+        Event::Apply(object) if !profiled(object.metadata.annotations.as_ref()) => {
+            if except.len() < MAX_NAMESPACES {
+                Arc::make_mut(&mut except).insert(name(&object));
+            }
+        }
+        Event::Apply(object) | Event::Delete(object) => {
+            if except.contains(&name(&object)) {
+                Arc::make_mut(&mut except).remove(&name(&object));
+            }
+        }
+    }
+    if publisher.except.as_ref() != Some(&except) {
+        publisher.except = Some(except);
+        publisher.touch();
+    }
+    settle(publisher);
 }
 
 /// An error with its causes, in one line.
@@ -402,6 +487,9 @@ impl ContainerStatus {
     }
 }
 
+#[cfg(test)]
+#[path = "api_server_tests.rs"]
+mod server_tests;
 #[cfg(test)]
 #[path = "api_tests.rs"]
 mod tests;

@@ -10,6 +10,7 @@
 //! and escaped where it is shown.
 
 mod api;
+mod cri;
 mod owner;
 mod policy;
 mod selector;
@@ -17,7 +18,7 @@ mod table;
 
 use std::{net::IpAddr, path::PathBuf, sync::Arc, thread, time::Duration};
 
-use hashbrown::HashMap;
+use hashbrown::{HashMap, HashSet};
 use tokio::sync::watch;
 use tracing::warn;
 
@@ -100,6 +101,8 @@ impl Pod {
 pub struct Pods {
     by_uid: HashMap<Box<str>, Arc<Pod>>,
     by_ip: HashMap<IpAddr, Arc<Pod>>,
+    /// Namespaces that opted out.
+    except: Arc<HashSet<Box<str>>>,
     /// How the source does.
     pub state: State,
 }
@@ -115,6 +118,12 @@ impl Pods {
     #[must_use]
     pub fn by_ip(&self, ip: IpAddr) -> Option<&Arc<Pod>> {
         self.by_ip.get(&ip.to_canonical())
+    }
+
+    /// Whether neither the pod nor its namespace opted out.
+    #[must_use]
+    pub fn is_profiled(&self, pod: &Pod) -> bool {
+        pod.profiled && !self.except.contains(&pod.namespace)
     }
 
     /// Every pod, those included that are gone but not forgotten.
@@ -181,6 +190,13 @@ pub enum From {
         /// The node whose pods are watched.
         node: String,
     },
+    /// The container runtime.
+    Cri {
+        /// Its socket.
+        socket: PathBuf,
+        /// The name of the node.
+        node: String,
+    },
 }
 
 /// Why a source of names cannot be used.
@@ -213,6 +229,9 @@ pub async fn watch(from: From, policy: Policy) -> Result<Latest, Error> {
             let watching = api::run(config, node, policy, publisher);
             spawn(watching)?;
         }
+        From::Cri { socket, node } => {
+            spawn(cri::run(socket, node, policy, Publisher::new(publish, Source::Cri)))?;
+        }
     }
     Ok(latest)
 }
@@ -241,6 +260,8 @@ pub async fn first_list(latest: &mut Latest) -> bool {
 struct Publisher {
     table: table::Table,
     state: State,
+    /// Namespaces that opted out; `None` until they were listed, or could not be.
+    except: Option<Arc<HashSet<Box<str>>>>,
     publish: watch::Sender<Arc<Pods>>,
     /// When the last attempt failed.
     failed: Option<std::time::Instant>,
@@ -251,8 +272,14 @@ struct Publisher {
 impl Publisher {
     fn new(publish: watch::Sender<Arc<Pods>>, source: Source) -> Self {
         let state = State { source, phase: Phase::Connecting, ..State::default() };
-        let mut new =
-            Self { table: table::Table::default(), state, publish, failed: None, due: None };
+        let mut new = Self {
+            table: table::Table::default(),
+            state,
+            except: None,
+            publish,
+            failed: None,
+            due: None,
+        };
         new.publish();
         new
     }
@@ -275,7 +302,9 @@ impl Publisher {
         self.state.refused = self.table.refused();
         self.state.pods = self.table.len();
         let (by_uid, by_ip) = self.table.index();
-        self.publish.send_replace(Arc::new(Pods { by_uid, by_ip, state: self.state.clone() }));
+        let except = self.except.clone().unwrap_or_default();
+        let state = self.state.clone();
+        self.publish.send_replace(Arc::new(Pods { by_uid, by_ip, except, state }));
     }
 
     /// Does what is due until something of the source comes: publishes, and forgets the dead.

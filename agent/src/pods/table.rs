@@ -54,11 +54,14 @@ impl Table {
         self.list += 1;
     }
 
-    /// The list is complete: what it did not tell of is gone.
-    pub(super) fn end_list(&mut self, now: Instant) {
+    /// The list is complete: what it did not tell of is gone. Whether there is any.
+    pub(super) fn end_list(&mut self, now: Instant) -> bool {
+        let mut any = false;
         for entry in self.pods.values_mut().filter(|entry| entry.list < self.list) {
+            any |= entry.gone.is_none();
             entry.gone.get_or_insert(now);
         }
+        any
     }
 
     /// A pod is there, or changed. Returns whether that says anything new.

@@ -1,0 +1,241 @@
+//! Which cgroups the kernel side keeps: those of chosen pods, or at and below a chosen path, and
+//! never those of pods that opted out.
+//!
+//! The kernel gives a new cgroup the verdict of the one that it is in ([`crate::kernel`]), so that a
+//! pod's containers are filtered from their first instruction on once the pod's own cgroup is; that
+//! is made some time before anything runs in it. What came before, and what the kernel could not
+//! tell, is found by walking.
+
+use std::{
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use hashbrown::HashMap;
+
+use crate::{
+    attribute::{
+        cgroups::{self, Cgroups},
+        path,
+    },
+    event::CgroupId,
+    kernel::{Filter, MAX_CGROUPS, Verdict, Verdicts, ring::Change},
+    pods::{Latest, Pods},
+};
+
+/// How long a removed cgroup keeps its verdict: two windows. A socket can outlive its cgroup.
+const REMEMBER: Duration = Duration::from_secs(20);
+
+/// How often the tree is walked where the kernel tells of changes: only for those it had no room
+/// to tell of. A walk reads about one directory per 20 µs.
+const WALK_INTERVAL: Duration = Duration::from_secs(30);
+
+/// The same where the kernel tells nothing.
+const BLIND_WALK_INTERVAL: Duration = Duration::from_millis(500);
+
+/// How long after the kernel told of a new cgroup its directory is waited for. It is made by the
+/// same system call.
+const YOUNG: Duration = Duration::from_millis(500);
+
+/// New cgroups waited for at most; others are found by walking.
+const MAX_YOUNG: usize = 1024;
+
+/// Cgroups known at most; those beyond are not followed.
+const MAX_KNOWN: usize = 65_536;
+
+/// What to keep.
+#[derive(Clone, Debug, Default)]
+pub struct Choice {
+    /// This cgroup and those below it.
+    pub path: Option<PathBuf>,
+    /// Only the pods that [`crate::pods::Pod::selected`] marks.
+    pub selected_pods: bool,
+    /// Of those, only containers of these names; all if empty.
+    pub containers: Vec<String>,
+    /// Only this thread group.
+    pub pid: Option<u32>,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Follower {
+    choice: Choice,
+    latest: Option<Latest>,
+    pods: Arc<Pods>,
+    cgroups: Cgroups,
+    /// The cgroups of pods, containers and what they made below.
+    known: HashMap<CgroupId, Known>,
+    /// Those at and below [`Choice::path`].
+    chosen: Vec<CgroupId>,
+    walked: Option<Instant>,
+    /// Those that are being made, since when.
+    young: Vec<(CgroupId, Instant)>,
+    /// The kernel told of a change.
+    told: bool,
+    last: Verdicts,
+}
+
+/// A cgroup in a pod.
+#[derive(Debug)]
+struct Known {
+    uid: Box<str>,
+    container: Box<str>,
+    removed: Option<Instant>,
+}
+
+impl Follower {
+    /// Walks the tree.
+    ///
+    /// # Errors
+    /// When there is no cgroup at the chosen path.
+    pub fn new(choice: Choice, latest: Option<Latest>) -> Result<Self, cgroups::Error> {
+        let mut new = Self {
+            choice,
+            latest,
+            pods: Arc::default(),
+            cgroups: Cgroups::new(),
+            known: HashMap::new(),
+            chosen: Vec::new(),
+            walked: None,
+            young: Vec::new(),
+            told: false,
+            last: Verdicts::new(),
+        };
+        if let Some(path) = &new.choice.path {
+            cgroups::descendants(path, MAX_CGROUPS)?;
+        }
+        new.follow(&[]);
+        Ok(new)
+    }
+
+    /// The filter to start with.
+    #[must_use]
+    pub fn filter(&self) -> Filter {
+        Filter {
+            only_kept: self.choice.path.is_some() || self.choice.selected_pods,
+            except: self.latest.is_some(),
+            verdicts: self.last.clone(),
+            pid: self.choice.pid,
+        }
+    }
+
+    /// Whether verdicts can change.
+    #[must_use]
+    pub fn is_needed(&self) -> bool {
+        self.choice.path.is_some() || self.latest.is_some()
+    }
+
+    /// Takes in what changed; the verdicts if they did.
+    pub fn follow(&mut self, changes: &[(CgroupId, Change)]) -> Option<Verdicts> {
+        let now = Instant::now();
+        self.told |= !changes.is_empty();
+        for (id, change) in changes {
+            match change {
+                Change::Made => self.young.push((*id, now)),
+                Change::Removed => {
+                    self.young.retain(|(young, _)| young != id);
+                    if let Some(known) = self.known.get_mut(id) {
+                        known.removed.get_or_insert(now);
+                    }
+                }
+            }
+        }
+        self.made(now);
+        let pause = if self.told { WALK_INTERVAL } else { BLIND_WALK_INTERVAL };
+        if self.walked.is_none_or(|walked| now.duration_since(walked) >= pause) {
+            self.walk(now);
+            self.walked = Some(now);
+        }
+        self.known.retain(|_, known| {
+            known.removed.is_none_or(|removed| now.duration_since(removed) < REMEMBER)
+        });
+        if let Some(latest) = &mut self.latest {
+            self.pods = Arc::clone(&latest.borrow_and_update());
+        }
+        let verdicts = self.verdicts();
+        if verdicts == self.last {
+            return None;
+        }
+        self.last.clone_from(&verdicts);
+        Some(verdicts)
+    }
+
+    /// Whether to look again soon.
+    #[must_use]
+    pub fn is_waiting(&self) -> bool {
+        !self.young.is_empty()
+    }
+
+    /// Looks at the cgroups that are being made.
+    fn made(&mut self, now: Instant) {
+        let mut young = std::mem::take(&mut self.young);
+        young.retain(|(id, since)| now.duration_since(*since) < YOUNG && !self.learn(*id));
+        young.truncate(MAX_YOUNG);
+        self.young = young;
+    }
+
+    /// Learns what a cgroup is. False if it is not there yet, or not any more.
+    fn learn(&mut self, id: CgroupId) -> bool {
+        if self.known.len() >= MAX_KNOWN || self.known.contains_key(&id) {
+            return true;
+        }
+        let Some(path) = self.cgroups.learn(id) else { return false };
+        let name = path::parse(&path);
+        if let Some(uid) = name.pod_uid {
+            let container = name.container_id.unwrap_or_default().into();
+            self.known.insert(id, Known { uid: uid.into(), container, removed: None });
+        }
+        // One below the chosen path has its verdict from the kernel; it is listed at the next walk.
+        true
+    }
+
+    fn walk(&mut self, now: Instant) {
+        if let Some(path) = &self.choice.path {
+            // When the chosen one is gone, its last events may still come.
+            if let Ok(chosen) = cgroups::descendants(path, MAX_CGROUPS) {
+                self.chosen = chosen;
+            }
+        }
+        if self.latest.is_none() {
+            return;
+        }
+        let Some(mount) = self.cgroups.mount().map(|mount| mount.point.clone()) else { return };
+        let all = match cgroups::descendants(&mount, MAX_KNOWN) {
+            Ok(all) => all,
+            Err(_) => return,
+        };
+        let there: hashbrown::HashSet<CgroupId> = all.iter().copied().collect();
+        for (id, known) in &mut self.known {
+            if !there.contains(id) {
+                known.removed.get_or_insert(now);
+            }
+        }
+        for id in all {
+            self.learn(id);
+        }
+    }
+
+    fn verdicts(&self) -> Verdicts {
+        let of = |known: &Known| {
+            let pod = self.pods.by_uid(&known.uid);
+            if pod.is_some_and(|pod| !self.pods.is_profiled(pod)) {
+                return Some(Verdict::Except);
+            }
+            let pod = pod.filter(|pod| self.choice.selected_pods && pod.selected)?;
+            let names = &self.choice.containers;
+            let container = || pod.container(&known.container);
+            let fits = names.is_empty()
+                || container().is_some_and(|c| names.iter().any(|name| **name == *c.name));
+            fits.then_some(Verdict::Keep)
+        };
+        let mut all: HashMap<CgroupId, Verdict> =
+            self.chosen.iter().map(|id| (*id, Verdict::Keep)).collect();
+        all.extend(self.known.iter().filter_map(|(id, known)| Some((*id, of(known)?))));
+        let mut all: Verdicts = all.into_iter().collect();
+        // What is never to be stored comes first, if there is not room for all.
+        all.sort_unstable_by_key(|(id, verdict)| (*verdict == Verdict::Keep, *id));
+        all.truncate(MAX_CGROUPS);
+        all
+    }
+}
