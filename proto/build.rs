@@ -5,6 +5,8 @@ use std::{env, error::Error, fs, path::PathBuf};
 const FILES: [&str; 3] =
     ["podflame/v1/account.proto", "podflame/v1/profile.proto", "podflame/v1/profiler.proto"];
 
+const RUNTIME: &str = "cri/runtime.proto";
+
 fn main() -> Result<(), Box<dyn Error>> {
     let mut compiler = protox::Compiler::new(["."])?;
     compiler.include_imports(true).include_source_info(true).open_files(FILES)?;
@@ -17,6 +19,15 @@ fn main() -> Result<(), Box<dyn Error>> {
     tonic_prost_build::configure()
         .build_transport(false)
         .bytes(".podflame.v1.GetFlameGraphResponse.data")
+        .compile_fds(compiler.file_descriptor_set())?;
+
+    // What the container runtime serves; no part of the API, nor of its reflection.
+    let mut compiler = protox::Compiler::new(["."])?;
+    compiler.include_imports(true).open_files([RUNTIME])?;
+    println!("cargo::rerun-if-changed={RUNTIME}");
+    tonic_prost_build::configure()
+        .build_transport(false)
+        .build_server(false)
         .compile_fds(compiler.file_descriptor_set())?;
     Ok(())
 }

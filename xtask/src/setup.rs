@@ -151,6 +151,39 @@ pub(crate) fn python_tools() -> Result<PathBuf> {
     Ok(bin)
 }
 
+/// Installs what a Kubernetes node needs beside Kubernetes, for `tests/kubernetes/node.sh`.
+///
+/// # Errors
+/// When apt-get fails.
+pub(crate) fn kubernetes_node() -> Result<()> {
+    let packages = [
+        "conntrack",
+        "containerd",
+        "containernetworking-plugins",
+        "curl",
+        "etcd-server",
+        "gcc",
+        "libc6-dev",
+        "openssl",
+        "procps",
+        "runc",
+        "xz-utils",
+    ];
+    let proofs = [
+        "conntrack",
+        "containerd",
+        "/usr/lib/cni/ptp",
+        "curl",
+        "etcd",
+        "gcc",
+        "openssl",
+        "runc",
+        "xz",
+    ];
+    apt(&packages, &proofs)?;
+    apt(&["kubernetes-client"], &["kubectl"])
+}
+
 /// Whether this user is root.
 pub(crate) fn is_root() -> bool {
     output(Command::new("id").arg("-u")).is_ok_and(|uid| uid == "0")

@@ -5,6 +5,7 @@
 //! themselves as ignored, and nothing is installed for them.
 
 use std::{
+    env,
     io::{BufRead as _, BufReader, Write as _},
     process::{Command, ExitCode, Stdio},
 };
@@ -57,6 +58,9 @@ fn prepare_kernel_tests(tests: &mut Command) -> Result<()> {
         &["ip", "nft", "perf", "iperf3"],
     )?;
     let tools = setup::python_tools()?;
+    if env::var_os("PODFLAME_KUBERNETES").is_some() {
+        setup::kubernetes_node()?;
+    }
 
     progress("building the workloads, with frame pointers");
     // Apart from the rest: other flags would rebuild everything at each switch.

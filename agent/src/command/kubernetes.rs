@@ -8,6 +8,13 @@ use tracing::warn;
 use super::Usage;
 use crate::pods::{self, From, LabelList, Latest, Policy};
 
+/// Where container runtimes serve unless told otherwise: containerd, CRI-O, k3s.
+const SOCKETS: [&str; 3] = [
+    "/run/containerd/containerd.sock",
+    "/run/crio/crio.sock",
+    "/run/k3s/containerd/containerd.sock",
+];
+
 /// How to learn the names of pods.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Args {
@@ -24,6 +31,10 @@ pub struct Args {
     #[arg(long, value_name = "FILE", env = "KUBECONFIG")]
     pub kubeconfig: Option<PathBuf>,
 
+    /// Socket of the container runtime; asked for pods by --kubernetes cri
+    #[arg(long, value_name = "PATH", env = "PODFLAME_CRI_SOCKET")]
+    pub cri_socket: Option<PathBuf>,
+
     /// Labels of pods to show: keys separated by commas, each of which may end with *
     #[arg(long, value_name = "KEYS", env = "PODFLAME_LABELS", default_value = pods::DEFAULT_LABELS)]
     pub labels: String,
@@ -32,10 +43,12 @@ pub struct Args {
 /// Who names pods.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Mode {
-    /// The API server, if there are credentials for it.
+    /// The API server if there are credentials for it, or else a socket that is given.
     Auto,
     /// The API server.
     Api,
+    /// The container runtime.
+    Cri,
     /// Nobody.
     Off,
 }
@@ -54,15 +67,23 @@ impl Args {
     /// If what was asked for cannot be used.
     pub async fn watch(&self, policy: Policy) -> anyhow::Result<Option<Latest>> {
         let in_pod = env::var_os("KUBERNETES_SERVICE_HOST").is_some();
-        let api = match self.kubernetes {
-            Mode::Api => true,
-            Mode::Auto => in_pod || self.kubeconfig.is_some(),
-            Mode::Off => false,
+        let api = || -> anyhow::Result<From> {
+            Ok(From::Api { kubeconfig: self.kubeconfig.clone(), node: self.node()? })
         };
-        if !api {
-            return Ok(None);
-        }
-        let from = From::Api { kubeconfig: self.kubeconfig.clone(), node: self.node()? };
+        let from = match (self.kubernetes, &self.cri_socket) {
+            (Mode::Off, _) => return Ok(None),
+            (Mode::Api, _) => api()?,
+            (Mode::Auto, _) if in_pod || self.kubeconfig.is_some() => api()?,
+            (Mode::Cri | Mode::Auto, Some(socket)) => {
+                From::Cri { socket: socket.clone(), node: self.node()? }
+            }
+            (Mode::Cri, None) => {
+                let found = SOCKETS.iter().map(PathBuf::from).find(|path| path.exists());
+                let none = || Usage(format!("--cri-socket: none is at {}", SOCKETS.join(" or ")));
+                From::Cri { socket: found.ok_or_else(none)?, node: self.node()? }
+            }
+            (Mode::Auto, None) => return Ok(None),
+        };
         match pods::watch(from, policy).await {
             Ok(latest) => Ok(Some(latest)),
             Err(e) if self.kubernetes == Mode::Auto => {

@@ -60,7 +60,7 @@ const RULES: &[Rule] = &[
         patterns: &["podflame_proto", "prost::", "tonic::"],
         part: Part::Code,
         within: &["agent/src"],
-        except: &["agent/src/serve", "agent/src/export", "agent/src/command"],
+        except: &["agent/src/serve", "agent/src/export", "agent/src/command", "agent/src/pods/cri"],
         remedy: "pass types of the core and convert them in `serve` or `export`",
     },
     Rule {
