@@ -4,13 +4,16 @@
 //! Bounded by generations: when the tables have grown too large they start afresh, and earlier IDs
 //! are void. Nothing is lost by that; what is still in use is sent again.
 
-use std::{hash::Hash, sync::Arc};
+use std::{hash::Hash, net::SocketAddr, sync::Arc};
 
 use hashbrown::HashMap;
 
-use crate::profile::{
-    Additions, Frame, FrameId, Function, FunctionId, Mapping, MappingId, StackId, StringId,
-    Workload, WorkloadId,
+use crate::{
+    profile::{
+        Additions, Frame, FrameId, Function, FunctionId, Mapping, MappingId, StackId, StringId,
+        Workload, WorkloadId,
+    },
+    redact::Redactor,
 };
 
 /// Estimated bytes of one generation, the readers' replica not counted. A million distinct stacks of
@@ -37,6 +40,7 @@ pub struct Interner {
     /// What was handed out for each workload, by its ID.
     named: Vec<Arc<Workload>>,
     new: Additions,
+    redactor: Arc<Redactor>,
 }
 
 impl Default for Interner {
@@ -52,6 +56,7 @@ impl Default for Interner {
             workloads: Table::default(),
             named: Vec::new(),
             new: Additions::default(),
+            redactor: Arc::default(),
         };
         interner.string("");
         interner
@@ -59,6 +64,18 @@ impl Default for Interner {
 }
 
 impl Interner {
+    /// Takes out of every text what those rules say.
+    #[must_use]
+    pub fn with_redactor(self, redactor: Redactor) -> Self {
+        Self { redactor: Arc::new(redactor), ..self }
+    }
+
+    /// An address as it may be told.
+    #[must_use]
+    pub fn address(&self, address: SocketAddr) -> SocketAddr {
+        self.redactor.address(address)
+    }
+
     /// The generation that IDs belong to now.
     #[must_use]
     pub fn generation(&self) -> u64 {
@@ -71,7 +88,8 @@ impl Interner {
         if self.bytes <= MAX_BYTES {
             return false;
         }
-        *self = Self { generation: self.generation + 1, ..Self::default() };
+        let redactor = Arc::clone(&self.redactor);
+        *self = Self { generation: self.generation + 1, redactor, ..Self::default() };
         true
     }
 
@@ -85,9 +103,14 @@ impl Interner {
         if let Some(id) = self.strings.get(text) {
             return StringId(*id);
         }
-        let text: Arc<str> = text.into();
+        // Known here by itself, and to others without what must not leave the node.
+        let out: Arc<str> = self.redactor.text(text).into();
+        let text = if *out == *text { Arc::clone(&out) } else { text.into() };
         self.bytes += 64 + text.len();
-        StringId(add(&mut self.strings, &mut self.new.strings, text))
+        let id = self.strings.len() as u32;
+        self.strings.insert(text, id);
+        self.new.strings.push(out);
+        StringId(id)
     }
 
     /// The ID of a mapping.
@@ -132,8 +155,8 @@ impl Interner {
         }
         self.bytes += WORKLOAD_BYTES;
         let named = name(&workload);
-        self.named.push(Arc::clone(&named));
-        self.new.workloads.push(named);
+        self.new.workloads.push(self.redactor.workload(&named));
+        self.named.push(named);
         let id = self.workloads.len() as u32;
         self.workloads.insert(workload, id);
         WorkloadId(id)
@@ -148,7 +171,7 @@ impl Interner {
                 *before = Arc::clone(&named);
                 // What is told again and again ends the generation too.
                 self.bytes += WORKLOAD_BYTES;
-                self.new.renamed.push((WorkloadId(*id), named));
+                self.new.renamed.push((WorkloadId(*id), self.redactor.workload(&named)));
             }
         }
     }

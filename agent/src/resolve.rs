@@ -17,6 +17,7 @@ use crate::{
         Batch, Frame, FrameId, FrameKind, Function, Mapping, MappingId, Occurrence, Sample, Signal,
         What, WorkloadId,
     },
+    redact::Redactor,
     symbols::{Limits, Module, Sighting, Symbol, Symbols},
 };
 
@@ -91,6 +92,13 @@ impl Resolver {
         self
     }
 
+    /// Takes out of everything what those rules say.
+    #[must_use]
+    pub fn with_redactor(mut self, redactor: Redactor) -> Self {
+        self.interner = self.interner.with_redactor(redactor);
+        self
+    }
+
     /// A process was seen: takes over what was read of it.
     pub fn sight(&mut self, process: ProcessKey, cgroup: CgroupId, seen: Seen) {
         if let Some(sighting) = seen.sighting {
@@ -99,6 +107,11 @@ impl Resolver {
         if let Some(facts) = seen.facts {
             self.attributor.sight(process, cgroup, facts);
         }
+    }
+
+    /// A cgroup was made: learns its path while it is there.
+    pub fn made(&mut self, cgroup: CgroupId) {
+        self.attributor.made(cgroup);
     }
 
     /// The limits that the symbols keep.
@@ -192,8 +205,8 @@ impl Resolver {
         let comm = self.comm(process, raw.task.comm);
         let what = match raw.detail {
             Detail::Retransmit(r) => What::Retransmit {
-                local: r.local,
-                remote: r.remote,
+                local: self.interner.address(r.local),
+                remote: self.interner.address(r.remote),
                 cause: r.cause,
                 state: r.state,
                 srtt_us: r.srtt_us,

@@ -11,7 +11,7 @@ use tracing::{error, info, warn};
 
 use crate::{
     attribute::Attributor,
-    command::{Exit, doctor, filter, kubernetes, record::probes},
+    command::{Exit, doctor, filter, kubernetes, privacy, record::probes},
     event::Probe,
     kernel::{self, ProbeState, perf::FAULT_HZ},
     pipeline::{Options, Pipeline},
@@ -69,6 +69,10 @@ pub struct Args {
     #[command(flatten)]
     pub kubernetes: kubernetes::Args,
 
+    /// What must not leave the node
+    #[command(flatten)]
+    pub privacy: privacy::Args,
+
     /// Size of the ring buffer in bytes, for tests of its overflow
     #[arg(long, value_name = "BYTES", hide = true)]
     pub ring_bytes: Option<u32>,
@@ -99,7 +103,7 @@ async fn serve_until_told(args: &Args, signals: &[Signal]) -> anyhow::Result<()>
     let (status, current) = watch::channel(serve::Status::default());
     // The socket first: if it is in use, nothing is attached.
     let mut server = serve::spawn(config, published, current)?;
-    let mut pods = args.kubernetes.watch(args.kubernetes.policy()).await?;
+    let mut pods = args.kubernetes.watch(args.filter.policy(args.kubernetes.policy())?).await?;
     if let Some(pods) = &mut pods {
         // Names are there from the first sample on, mostly.
         pods::first_list(pods).await;
@@ -130,19 +134,22 @@ fn start(
     batches: mpsc::Sender<std::sync::Arc<crate::profile::Batch>>,
     pods: Option<pods::Latest>,
 ) -> anyhow::Result<Pipeline> {
-    let (filter, cgroups) = args.filter.resolve()?;
+    let follower = args.filter.resolve(pods.clone())?;
     let options = Options {
         kernel: kernel::Config {
             frequency_hz: args.frequency,
             probes: signals.iter().flat_map(|signal| probes(*signal)).copied().collect(),
-            filter,
+            filter: follower.filter(),
+            follow_cgroups: follower.is_needed(),
             ring_bytes: args.ring_bytes,
         },
         flush: Duration::from_millis(args.flush_ms),
-        cgroups,
+        follower: follower.is_needed().then_some(follower),
+        pods: pods.clone(),
     };
-    let resolver =
-        Resolver::new(Symbols::new(Limits::default()), Attributor::new()).with_pods(pods);
+    let resolver = Resolver::new(Symbols::new(Limits::default()), Attributor::new())
+        .with_pods(pods)
+        .with_redactor(args.privacy.redactor()?);
     Ok(Pipeline::start(options, resolver, batches)?)
 }
 

@@ -19,7 +19,7 @@ use crate::{
     account::Account,
     attribute::Attributor,
     clock::{self, Clock},
-    command::{Exit, Usage, doctor, filter, kubernetes},
+    command::{Exit, Usage, doctor, filter, kubernetes, privacy},
     event::{KTime, Probe},
     export::{self, Format, retransmits::RetransmitRow, top::TopRow, write},
     fold::{Root, printable},
@@ -83,6 +83,10 @@ pub struct Args {
     /// Who names pods
     #[command(flatten)]
     pub kubernetes: kubernetes::Args,
+
+    /// What must not leave the node
+    #[command(flatten)]
+    pub privacy: privacy::Args,
 
     /// Kind of file: svg, folded, pprof or json; by the file's ending if not given
     #[arg(long, value_name = "FORMAT")]
@@ -225,23 +229,29 @@ struct Gathered {
 async fn record(args: &Args) -> anyhow::Result<Recording> {
     let mut interrupt = signal(SignalKind::interrupt()).context("wait for Ctrl-C")?;
     let mut terminate = signal(SignalKind::terminate()).context("wait for SIGTERM")?;
-    let (filter, cgroups) = args.filter.resolve()?;
+    let mut pods = args.kubernetes.watch(args.filter.policy(args.kubernetes.policy())?).await?;
+    if let Some(pods) = &mut pods
+        && !pods::first_list(pods).await
+        && args.filter.by_pod()
+    {
+        bail!("who names pods does not answer: {}", pods.borrow().state.last_failure);
+    }
+    let follower = args.filter.resolve(pods.clone())?;
     let options = Options {
         kernel: kernel::Config {
             frequency_hz: args.frequency,
             probes: probes(args.signal).iter().copied().collect(),
-            filter,
+            filter: follower.filter(),
+            follow_cgroups: follower.is_needed(),
             ring_bytes: args.ring_bytes,
         },
         flush: FLUSH,
-        cgroups,
+        follower: follower.is_needed().then_some(follower),
+        pods: pods.clone(),
     };
-    let mut pods = args.kubernetes.watch(args.kubernetes.policy()).await?;
-    if let Some(pods) = &mut pods {
-        pods::first_list(pods).await;
-    }
-    let resolver =
-        Resolver::new(Symbols::new(Limits::default()), Attributor::new()).with_pods(pods);
+    let resolver = Resolver::new(Symbols::new(Limits::default()), Attributor::new())
+        .with_pods(pods)
+        .with_redactor(args.privacy.redactor()?);
     let (sender, batches) = mpsc::channel(BATCHES);
     let pipeline = Pipeline::start(options, resolver, sender)?;
     let start = clock::monotonic();

@@ -60,12 +60,9 @@ macro_rules! same {
 
         /// `None` for a value that this version does not know.
         pub(crate) fn $from(value: i32) -> Option<$core> {
-            match v1::$wire::try_from(value) {
-                $(Ok(v1::$wire::$b) => Some($core::$a),)*
-                // Where the core has a value for it, that one came before.
-                #[allow(unreachable_patterns, reason = "not every enum has one")]
-                Ok(v1::$wire::Unspecified) | Err(_) => None,
-            }
+            let value = v1::$wire::try_from(value).ok()?;
+            $(if value == v1::$wire::$b { return Some($core::$a); })*
+            None
         }
     };
 }
