@@ -10,6 +10,7 @@ mod bpf;
 mod cpu;
 mod faults;
 mod input;
+mod kubernetes;
 mod record;
 mod retransmit;
 mod running;
@@ -18,26 +19,34 @@ mod shared;
 use std::{env, process::ExitCode};
 
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
+use podflame_tests::Node;
 
 /// A test's name and what it does. It fails by an error or by a failed assertion.
 type Test = (&'static str, fn() -> anyhow::Result<()>);
 
 fn main() -> ExitCode {
-    let tables: [(&str, &[Test]); 7] = [
+    let tables: [(&str, &[Test]); 8] = [
         ("account", account::TESTS),
         ("agent", agent::TESTS),
         ("cpu", cpu::TESTS),
         ("faults", faults::TESTS),
         ("input", input::TESTS),
+        ("kubernetes", kubernetes::TESTS),
         ("retransmit", retransmit::TESTS),
         ("shared", shared::TESTS),
     ];
     let trials = tables.iter().flat_map(|(subject, tests)| {
         tests.iter().map(move |(name, test)| {
-            Trial::ignorable_test(format!("{subject}::{name}"), move || run(*test))
+            let missing = if *subject == "kubernetes" { Node::missing() } else { None };
+            Trial::ignorable_test(format!("{subject}::{name}"), move || match missing {
+                Some(reason) => Ok(Completion::ignored_with(reason)),
+                None => run(*test),
+            })
         })
     });
-    libtest_mimic::run(&Arguments::from_args(), trials.collect()).exit_code()
+    let conclusion = libtest_mimic::run(&Arguments::from_args(), trials.collect());
+    kubernetes::end();
+    conclusion.exit_code()
 }
 
 fn run(test: fn() -> anyhow::Result<()>) -> Result<Completion, Failed> {

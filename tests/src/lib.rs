@@ -5,6 +5,7 @@
 //! namespaces) is removed when its guard is dropped, also when a test fails.
 
 mod cgroup;
+mod kubernetes;
 pub mod load;
 mod net;
 mod perf;
@@ -12,6 +13,7 @@ mod wait;
 mod workload;
 
 pub use cgroup::Cgroup;
+pub use kubernetes::Node;
 pub use net::{Lossy, NetPair, Netns, left_behind};
 pub use perf::{PerfStat, perf_stat};
 pub use wait::wait_for;

@@ -1,0 +1,629 @@
+//! Pods of a real node get their names: from its API server, with real containers.
+//!
+//! The tests share one node, which the first starts and [`end`] stops. What pods run is mounted from
+//! this machine, so that their image need not have it.
+
+use std::{
+    fs,
+    path::PathBuf,
+    process::Command,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, ensure};
+use podflame_tests::{Node, podflame, tool, wait_for};
+use serde_json::{Value, json};
+
+use crate::{
+    Test,
+    running::{Agent, Running, count, lines},
+};
+
+pub(crate) const TESTS: &[Test] = &[
+    ("cpu_of_a_pod_goes_to_its_deployment", cpu_of_a_pod_goes_to_its_deployment),
+    ("owners_are_what_a_person_made", owners_are_what_a_person_made),
+    ("a_pod_that_lives_200_ms_is_named", a_pod_that_lives_200_ms_is_named),
+    ("pods_of_one_name_are_told_apart", pods_of_one_name_are_told_apart),
+    ("names_survive_a_restart_of_the_api_server", names_survive_a_restart_of_the_api_server),
+    ("names_come_late_but_right", names_come_late_but_right),
+    ("without_permission_uids_remain", without_permission_uids_remain),
+    ("a_chosen_pod_is_all_that_is_recorded", a_chosen_pod_is_all_that_is_recorded),
+    ("the_container_runtime_names_pods_too", the_container_runtime_names_pods_too),
+    ("a_retransmit_names_both_pods", a_retransmit_names_both_pods),
+    ("nothing_of_who_opted_out_is_stored", nothing_of_who_opted_out_is_stored),
+];
+
+/// Longer than a pod takes to start, or a name to come, on a machine that is busy with others.
+const LIMIT: Duration = Duration::from_secs(90);
+
+static NODE: Mutex<Option<Node>> = Mutex::new(None);
+
+/// The node, started if need be.
+fn node() -> Result<MutexGuard<'static, Option<Node>>> {
+    let mut node = NODE.lock().unwrap_or_else(PoisonError::into_inner);
+    if node.is_none() {
+        *node = Some(Node::start()?);
+    }
+    Ok(node)
+}
+
+/// Stops the node, if a test started it.
+pub(crate) fn end() {
+    drop(NODE.lock().unwrap_or_else(PoisonError::into_inner).take());
+}
+
+/// A pod's specification: one container that runs a workload of the tests.
+fn spec(container: &str, command: &[&str]) -> Result<Value> {
+    let workloads = tool("PODFLAME_WORKLOADS")?.canonicalize()?;
+    let host = ["/lib", "/lib64", "/usr"].map(PathBuf::from);
+    let mounts: Vec<_> = host.iter().filter(|path| path.exists()).cloned().collect();
+    let mounts = mounts.into_iter().chain([workloads.clone()]).enumerate();
+    let (mounts, volumes): (Vec<_>, Vec<_>) = mounts
+        .map(|(n, path)| {
+            let name = format!("v{n}");
+            (
+                json!({"name": name, "mountPath": path, "readOnly": true}),
+                json!({"name": name, "hostPath": {"path": path}}),
+            )
+        })
+        .unzip();
+    let (program, arguments) = command.split_first().context("no command")?;
+    Ok(json!({
+        "terminationGracePeriodSeconds": 0,
+        "containers": [{
+            "name": container, "image": "localhost/pause:1", "imagePullPolicy": "Never",
+            "command": [workloads.join(program)], "args": arguments, "volumeMounts": mounts,
+        }],
+        "volumes": volumes,
+    }))
+}
+
+/// A pod of that name alone, which runs once.
+fn pod(name: &str, spec: Value) -> Value {
+    let mut spec = spec;
+    spec["restartPolicy"] = "Never".into();
+    json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": spec})
+}
+
+/// An owner of pods, such as a Deployment.
+fn owner(api: &str, kind: &str, name: &str, spec: &Value) -> Value {
+    let labels = json!({"app": name, "podflame-test/hidden": "x"});
+    json!({
+        "apiVersion": api, "kind": kind, "metadata": {"name": name},
+        "spec": {
+            "selector": {"matchLabels": {"app": name}},
+            "template": {"metadata": {"labels": labels}, "spec": spec},
+        },
+    })
+}
+
+/// Objects of the cluster that are deleted when dropped.
+struct Objects<'a> {
+    node: &'a Node,
+    text: String,
+}
+
+impl<'a> Objects<'a> {
+    fn new(node: &'a Node, objects: &[Value]) -> Result<Self> {
+        let list = json!({"apiVersion": "v1", "kind": "List", "items": objects});
+        let made = Self { node, text: list.to_string() };
+        node.apply(&made.text)?;
+        Ok(made)
+    }
+}
+
+impl Drop for Objects<'_> {
+    fn drop(&mut self) {
+        let list: Value = serde_json::from_str(&self.text).unwrap_or_default();
+        for item in list["items"].as_array().into_iter().flatten() {
+            let (kind, name) = (&item["kind"], &item["metadata"]["name"]);
+            let (Some(kind), Some(name)) = (kind.as_str(), name.as_str()) else { continue };
+            let force = ["delete", kind, name, "--ignore-not-found", "--wait=false", "--now"];
+            if let Err(error) = self.node.kubectl(&force) {
+                eprintln!("left behind: {error:#}");
+            }
+        }
+    }
+}
+
+/// An agent that names pods by the API server.
+fn agent(node: &Node, arguments: &[&str]) -> Result<Agent> {
+    let kubeconfig = node.kubeconfig();
+    let kubeconfig = kubeconfig.to_str().context("a path in UTF-8")?;
+    let mut all = vec!["--signal", "cpu", "--kubernetes", "api", "--node-name", Node::NAME];
+    all.extend(["--kubeconfig", kubeconfig]);
+    all.extend(arguments);
+    Agent::start(&all)
+}
+
+/// The workloads that a stream told of, as last told, with the CPU time that it told in ns.
+fn workloads(watch: &Running) -> Result<Vec<(Value, u64)>> {
+    let text = watch.stdout()?;
+    // Its last line may be half written.
+    let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
+    let mut all: Vec<(Value, u64)> = Vec::new();
+    for line in lines(whole)? {
+        let (workload, weight) = (&line["workload"], line["weight"].as_u64().unwrap_or(0));
+        let key = |w: &Value| [w["pod_uid"].clone(), w["container_id"].clone(), w["kind"].clone()];
+        match all.iter_mut().find(|(known, _)| key(known) == key(workload)) {
+            Some((known, sum)) => {
+                *known = workload.clone();
+                *sum += weight;
+            }
+            None if workload.is_object() => all.push((workload.clone(), weight)),
+            None => {}
+        }
+    }
+    Ok(all)
+}
+
+/// Waits until a stream told of a workload of which all of these hold.
+fn until_told(watch: &mut Running, what: &[(&str, &str)]) -> Result<(Value, u64)> {
+    let found = wait_for(&format!("a workload with {what:?}"), LIMIT, || {
+        let all = workloads(watch)?;
+        let fits = |w: &Value| what.iter().all(|(key, value)| w[*key] == *value);
+        Ok(all.into_iter().find(|(workload, _)| fits(workload)))
+    });
+    found.with_context(|| format!("told of {:?}", workloads(watch).unwrap_or_default()))
+}
+
+fn cpu_of_a_pod_goes_to_its_deployment() -> Result<()> {
+    let node = node()?;
+    let node = node.as_ref().context("no node")?;
+    let _web =
+        Objects::new(node, &[owner("apps/v1", "Deployment", "web", &spec("hot", &["split"])?)])?;
+    let agent = agent(node, &[])?;
+    let mut watch = agent.watch(&["profiles"])?;
+    let (workload, _) = until_told(&mut watch, &[("owner_name", "web"), ("container", "hot")])?;
+    let expected = [
+        ("kind", "pod"),
+        ("namespace", "default"),
+        ("owner_kind", "Deployment"),
+        ("container_kind", "app"),
+        ("image", "localhost/pause:1"),
+        ("qos_class", "BestEffort"),
+        ("node", Node::NAME),
+        ("source", "api"),
+        ("confidence", "certain"),
+    ];
+    for (key, value) in expected {
+        assert_eq!(workload[key], value, "{key} of {workload}");
+    }
+    assert_eq!(workload["labels"], json!({"app": "web"}));
+    // A thread that never sleeps: its time is a CPU's, but for the other load of the machine.
+    let pod = workload["pod"].as_str().context("no pod")?.to_owned();
+    let uid = node.kubectl(&["get", "pod", &pod, "-o", "jsonpath={.metadata.uid}"])?;
+    assert_eq!(workload["pod_uid"], uid);
+    let folded = agent.answer(&["flamegraph", "--pod", &pod, "--format", "folded", "-o", "-"])?;
+    let folded = String::from_utf8(folded)?;
+    assert!(folded.contains("split::hot_a"), "{folded}");
+    assert!(folded.lines().all(|line| line.contains(&pod)), "{folded}");
+    let status: Value = serde_json::from_slice(&agent.answer(&["status", "--format", "json"])?)?;
+    assert_eq!(status["pod_names"]["phase"], "watching");
+    assert_eq!(
+        (&status["pod_names"]["lists"], &status["pod_names"]["source"]),
+        (&json!(1), &json!("api"))
+    );
+    Ok(())
+}
+
+fn owners_are_what_a_person_made() -> Result<()> {
+    let node = node()?;
+    let node = node.as_ref().context("no node")?;
+    let once = |mut spec: Value| {
+        spec["restartPolicy"] = "Never".into();
+        spec
+    };
+    let job = once(spec("work", &["split"])?);
+    let mut with_init = spec("late", &["split"])?;
+    let mut init = with_init["containers"][0].clone();
+    init["name"] = "early".into();
+    init["args"] = json!(["--seconds", "3"]);
+    with_init["initContainers"] = json!([init]);
+    let mut state = owner("apps/v1", "StatefulSet", "state", &with_init);
+    state["spec"]["serviceName"] = "state".into();
+    let objects = [
+        owner("apps/v1", "DaemonSet", "each", &spec("d", &["split"])?),
+        json!({"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "once"},
+            "spec": {"template": {"spec": job}}}),
+        json!({"apiVersion": "batch/v1beta1", "kind": "CronJob", "metadata": {"name": "often"},
+            "spec": {"schedule": "* * * * *", "jobTemplate": {"spec": {"template": {"spec": job}}}}}),
+        state,
+    ];
+    let _objects = Objects::new(node, &objects)?;
+    let mut fixed = pod("fixed", spec("s", &["split"])?);
+    fixed["metadata"]["namespace"] = "kube-system".into();
+    let manifest = node.manifests().join("fixed.json");
+    fs::write(&manifest, fixed.to_string())?;
+    let agent = agent(node, &[])?;
+    let mut watch = agent.watch(&["profiles"])?;
+    for (kind, name, container, container_kind) in [
+        ("DaemonSet", "each", "d", "app"),
+        ("Job", "once", "work", "app"),
+        ("StatefulSet", "state", "early", "init"),
+        ("StatefulSet", "state", "late", "app"),
+        ("StaticPod", "fixed", "s", "app"),
+        // A minute may pass until it is due.
+        ("CronJob", "often", "work", "app"),
+    ] {
+        let what = [("owner_kind", kind), ("owner_name", name), ("container", container)];
+        let (workload, _) = until_told(&mut watch, &what)?;
+        assert_eq!(workload["container_kind"], container_kind, "{workload}");
+    }
+    fs::remove_file(manifest)?;
+    Ok(())
+}
+
+fn a_pod_that_lives_200_ms_is_named() -> Result<()> {
+    let node = node()?;
+    let node = node.as_ref().context("no node")?;
+    let agent = agent(node, &[])?;
+    let mut watch = agent.watch(&["profiles"])?;
+    let spec = spec("brief", &["split", "--seconds", "0.2"])?;
+    let _brief = Objects::new(node, &[pod("brief", spec)])?;
+    let (workload, _) = until_told(&mut watch, &[("pod", "brief"), ("kind", "pod")])?;
+    let uid = node.kubectl(&["get", "pod", "brief", "-o", "jsonpath={.metadata.uid}"])?;
+    assert_eq!(workload["pod_uid"], uid);
+    // The name of its container comes when it is over: what the agent remembers gets it then.
+    wait_for("the container's name", LIMIT, || {
+        let folded = agent.ask(&["flamegraph", "--format", "folded", "-o", "-"])?.output()?;
+        let folded = String::from_utf8_lossy(&folded.stdout);
+        Ok(folded.contains("default/brief/brief").then_some(()))
+    })
+}
+
+fn pods_of_one_name_are_told_apart() -> Result<()> {
+    let node = node()?;
+    let node = node.as_ref().context("no node")?;
+    let agent = agent(node, &[])?;
+    let mut watch = agent.watch(&["profiles"])?;
+    let mut uids = Vec::new();
+    for container in ["first", "second"] {
+        let same = Objects::new(node, &[pod("same", spec(container, &["split"])?)])?;
+        let (workload, _) = until_told(&mut watch, &[("pod", "same"), ("container", container)])?;
+        let uid = node.kubectl(&["get", "pod", "same", "-o", "jsonpath={.metadata.uid}"])?;
+        assert_eq!(workload["pod_uid"], uid);
+        uids.push(uid);
+        drop(same);
+        node.kubectl(&["wait", "--for=delete", "pod/same", "--timeout=60s"])?;
+    }
+    assert_ne!(uids[0], uids[1]);
+    // Each kept its own container, whatever came later.
+    for (workload, _) in workloads(&watch)?.iter().filter(|(w, _)| w["pod"] == "same") {
+        let uid = workload["pod_uid"].as_str().context("no UID")?;
+        let expected = if uid == uids[0] { "first" } else { "second" };
+        let container = workload["container"].as_str();
+        assert!(container.is_none_or(|name| name == expected), "{workload}");
+    }
+    Ok(())
+}
+
+fn names_survive_a_restart_of_the_api_server() -> Result<()> {
+    let node = node()?;
+    let node = node.as_ref().context("no node")?;
+    let _before = Objects::new(node, &[pod("before", spec("b", &["split"])?)])?;
+    let agent = agent(node, &[])?;
+    let mut watch = agent.watch(&["profiles"])?;
+    until_told(&mut watch, &[("pod", "before"), ("container", "b")])?;
+    node.stop("apiserver")?;
+    let phase = |agent: &Agent| -> Result<String> {
+        let status: Value =
+            serde_json::from_slice(&agent.answer(&["status", "--format", "json"])?)?;
+        Ok(status["pod_names"]["phase"].as_str().context("no phase")?.to_owned())
+    };
+    wait_for("the agent to notice", LIMIT, || Ok((phase(&agent)? == "failing").then_some(())))?;
+    // What was known stays.
+    let mut second = agent.watch(&["profiles"])?;
+    until_told(&mut second, &[("pod", "before"), ("container", "b")])?;
+    node.restart("apiserver")?;
+    wait_for("the API server", LIMIT, || Ok(node.kubectl(&["get", "--raw", "/readyz"]).ok()))?;
+    let _after = wait_for("a pod to be made", LIMIT, || {
+        Ok(Objects::new(node, &[pod("after", spec("a", &["split"])?)]).ok())
+    })?;
+    until_told(&mut second, &[("pod", "after"), ("container", "a")])?;
+    assert_eq!(phase(&agent)?, "watching");
+    Ok(())
+}
+
+fn names_come_late_but_right() -> Result<()> {
+    let node = node()?;
+    let node = node.as_ref().context("no node")?;
+    let _late = Objects::new(node, &[pod("late", spec("l", &["split"])?)])?;
+    node.kubectl(&["wait", "--for=condition=Ready", "pod/late", "--timeout=60s"])?;
+    let uid = node.kubectl(&["get", "pod", "late", "-o", "jsonpath={.metadata.uid}"])?;
+    node.stop("apiserver")?;
+    let agent = agent(node, &[])?;
+    let mut watch = agent.watch(&["profiles"])?;
+    let (workload, _) = until_told(&mut watch, &[("pod_uid", &uid)])?;
+    assert_eq!((&workload["source"], &workload["pod"]), (&json!("cgroup"), &Value::Null));
+    node.restart("apiserver")?;
+    until_told(&mut watch, &[("pod_uid", &uid), ("pod", "late"), ("container", "l")])?;
+    // Also what was charged before it had a name.
+    let folded = agent.answer(&["flamegraph", "--format", "folded", "-o", "-"])?;
+    let folded = String::from_utf8(folded)?;
+    assert!(folded.contains("default/late/l"), "{folded}");
+    assert!(!folded.contains(&uid), "{folded}");
+    Ok(())
+}
+
+fn without_permission_uids_remain() -> Result<()> {
+    let node = node()?;
+    let node = node.as_ref().context("no node")?;
+    let _pod = Objects::new(node, &[pod("quiet", spec("q", &["split"])?)])?;
+    let powerless = node.powerless();
+    let powerless = powerless.to_str().context("a path in UTF-8")?;
+    let agent = Agent::start(&[
+        "--signal",
+        "cpu",
+        "--kubernetes",
+        "api",
+        "--node-name",
+        Node::NAME,
+        "--kubeconfig",
+        powerless,
+    ])?;
+    let uid = wait_for("the pod's UID", LIMIT, || {
+        let uid = node.kubectl(&["get", "pod", "quiet", "-o", "jsonpath={.metadata.uid}"])?;
+        Ok((!uid.is_empty()).then_some(uid))
+    })?;
+    let mut watch = agent.watch(&["profiles"])?;
+    let (workload, _) = until_told(&mut watch, &[("pod_uid", &uid)])?;
+    assert_eq!((&workload["pod"], &workload["confidence"]), (&Value::Null, &json!("certain")));
+    let status: Value = serde_json::from_slice(&agent.answer(&["status", "--format", "json"])?)?;
+    let names = &status["pod_names"];
+    assert_eq!(names["phase"], "failing");
+    assert!(names["last_failure"].as_str().is_some_and(|why| why.contains("forbidden")), "{names}");
+    // It backs off: a request each time the pause has doubled.
+    assert!(names["failures"].as_u64().is_some_and(|n| (1..12).contains(&n)), "{names}");
+    Ok(())
+}
+
+fn the_container_runtime_names_pods_too() -> Result<()> {
+    let node = node()?;
+    let node = node.as_ref().context("no node")?;
+    let once = |mut spec: Value| {
+        spec["restartPolicy"] = "Never".into();
+        spec
+    };
+    let mut set = owner("apps/v1", "StatefulSet", "cri-set", &spec("s", &["split"])?);
+    set["spec"]["serviceName"] = "cri-set".into();
+    let objects = [
+        owner("apps/v1", "Deployment", "cri-web", &spec("w", &["split"])?),
+        owner("apps/v1", "DaemonSet", "cri-each", &spec("d", &["split"])?),
+        json!({"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "cri-once"},
+            "spec": {"template": {"spec": once(spec("o", &["split"])?)}}}),
+        set,
+    ];
+    let _objects = Objects::new(node, &objects)?;
+    let mut fixed = pod("cri-fixed", spec("f", &["split"])?);
+    fixed["metadata"]["namespace"] = "kube-system".into();
+    let manifest = node.manifests().join("cri-fixed.json");
+    fs::write(&manifest, fixed.to_string())?;
+    let socket = node.cri_socket();
+    let agent = Agent::start(&[
+        "--signal",
+        "cpu",
+        "--kubernetes",
+        "cri",
+        "--node-name",
+        Node::NAME,
+        "--cri-socket",
+        socket.to_str().context("a path in UTF-8")?,
+    ])?;
+    let mut watch = agent.watch(&["profiles"])?;
+    for (kind, name, container) in [
+        ("Deployment", "cri-web", "w"),
+        ("DaemonSet", "cri-each", "d"),
+        ("Job", "cri-once", "o"),
+        ("StatefulSet", "cri-set", "s"),
+        ("StaticPod", "cri-fixed", "f"),
+    ] {
+        let what = [("owner_kind", kind), ("owner_name", name), ("container", container)];
+        let (workload, _) = until_told(&mut watch, &what)?;
+        assert_eq!(
+            (&workload["source"], &workload["image"]),
+            (&json!("cri"), &json!("localhost/pause:1"))
+        );
+    }
+    // One that is over before the runtime is asked again.
+    let brief = pod("cri-brief", spec("b", &["split", "--seconds", "0.05"])?);
+    let _brief = Objects::new(node, &[brief])?;
+    wait_for("the container's name", LIMIT, || {
+        let folded = agent.ask(&["flamegraph", "--format", "folded", "-o", "-"])?.output()?;
+        let folded = String::from_utf8_lossy(&folded.stdout);
+        Ok(folded.contains("default/cri-brief/b").then_some(()))
+    })?;
+    fs::remove_file(manifest)?;
+    Ok(())
+}
+
+fn a_retransmit_names_both_pods() -> Result<()> {
+    const LOSE: &str = "add table inet loss; \
+        add chain inet loss in { type filter hook input priority 0; }; \
+        add rule inet loss in tcp dport 7100 numgen random mod 100 < 5 drop";
+    let node = node()?;
+    let node = node.as_ref().context("no node")?;
+    let sink = pod("sink", spec("sink", &["pump", "listen", "0.0.0.0:7100"])?);
+    let _sink = Objects::new(node, &[sink])?;
+    node.kubectl(&["wait", "--for=condition=Ready", "pod/sink", "--timeout=60s"])?;
+    let ip = node.kubectl(&["get", "pod", "sink", "-o", "jsonpath={.status.podIP}"])?;
+    // The pod's network namespace goes with it, and so does what loses its packets.
+    let ip_tool = |arguments: &[&str]| -> Result<String> {
+        let output = Command::new("ip").args(arguments).output().context("start ip")?;
+        Ok(String::from_utf8(output.stdout)?)
+    };
+    let all = ip_tool(&["netns", "list"])?;
+    let names = all.lines().filter_map(|line| line.split(' ').next());
+    let holds = |name: &&str| {
+        ip_tool(&["-n", name, "-4", "-o", "addr"])
+            .is_ok_and(|text| text.contains(&format!(" {ip}/")))
+    };
+    let netns = names.into_iter().find(holds).context("no network namespace with that address")?;
+    let nft = ["netns", "exec", netns, "nft", LOSE];
+    let lossy = Command::new("ip").args(nft).status().context("start ip")?;
+    ensure!(lossy.success(), "nft: {lossy}");
+    let agent = Agent::start(&[
+        "--signal",
+        "retransmit,page-fault",
+        "--kubernetes",
+        "api",
+        "--node-name",
+        Node::NAME,
+        "--kubeconfig",
+        node.kubeconfig().to_str().context("a path in UTF-8")?,
+    ])?;
+    let watch = agent.watch(&["profiles", "--signal", "retransmit"])?;
+    let address = format!("{ip}:7100");
+    let source = pod("source", spec("source", &["pump", "send", &address])?);
+    let faults = owner("apps/v1", "Deployment", "touches", &spec("t", &["faults"])?);
+    let _objects = Objects::new(node, &[source, faults])?;
+    let peer = format!("peer default/sink ({address})");
+    wait_for("a retransmit of one pod to the other", LIMIT, || {
+        let text = watch.stdout()?;
+        let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
+        let fits = |line: &Value| {
+            line["workload"]["pod"] == "source"
+                && line["stack"].as_array().into_iter().flatten().any(|f| f["function"] == *peer)
+        };
+        Ok(lines(whole)?.iter().any(fits).then_some(()))
+    })?;
+    let mut watch = agent.watch(&["profiles", "--signal", "page-fault"])?;
+    until_told(&mut watch, &[("owner_name", "touches"), ("container", "t")])?;
+    Ok(())
+}
+
+/// Runs `podflame record` to its end; returns its summary and folded stacks.
+fn record(node: &Node, arguments: &[&str]) -> Result<(Value, String)> {
+    let dir = tempfile::tempdir()?;
+    let mut command = podflame()?;
+    command.args(["record", "--kubernetes", "api", "--node-name", Node::NAME, "--kubeconfig"]);
+    command.arg(node.kubeconfig()).args(arguments).current_dir(dir.path());
+    command.args(["--output", "out.folded", "--summary", "summary"]);
+    Running::start(&mut command)?.succeed()?;
+    let summary = serde_json::from_slice(&fs::read(dir.path().join("summary"))?)?;
+    Ok((summary, fs::read_to_string(dir.path().join("out.folded"))?))
+}
+
+fn a_chosen_pod_is_all_that_is_recorded() -> Result<()> {
+    let node = node()?;
+    let node = node.as_ref().context("no node")?;
+    let mut two = spec("calls", &["syscalls"])?;
+    let mut second = two["containers"][0].clone();
+    second["name"] = "splits".into();
+    let program = second["command"][0].as_str().context("no command")?;
+    second["command"][0] = program.replace("syscalls", "split").into();
+    two["containers"].as_array_mut().context("no containers")?.push(second);
+    let objects = [
+        owner("apps/v1", "Deployment", "chosen", &two),
+        owner("apps/v1", "Deployment", "beside", &spec("faults", &["faults"])?),
+    ];
+    let _objects = Objects::new(node, &objects)?;
+    for name in ["chosen", "beside"] {
+        let name = format!("deployment/{name}");
+        node.kubectl(&["rollout", "status", &name, "--timeout=60s"])?;
+    }
+    let (summary, folded) =
+        record(node, &["--selector", "app=chosen", "--namespace", "default", "--seconds", "3"])?;
+    let has = |what: &str| folded.lines().any(|line| line.contains(what));
+    assert!(has("syscalls") && has("split::hot_a") && !has("faults::"), "{folded}");
+    assert!(
+        folded.lines().all(|line| line.contains("syscalls") || line.contains("split")),
+        "{folded}"
+    );
+    assert_eq!(summary["violations"], json!([]));
+    let pods = "jsonpath={.items[0].metadata.name}";
+    let pod = node.kubectl(&["get", "pods", "-l", "app=chosen", "-o", pods])?;
+    let pod = format!("default/{pod}");
+    let (_, folded) = record(node, &["--pod", &pod, "--container", "splits", "--seconds", "3"])?;
+    assert!(
+        folded.lines().count() > 0 && folded.lines().all(|line| line.contains("split")),
+        "{folded}"
+    );
+    // One that is not there yet is recorded once it is.
+    let running = std::thread::scope(|scope| {
+        let recording =
+            scope.spawn(|| record(node, &["--pod", "default/later", "--seconds", "15"]));
+        let later = Objects::new(node, &[pod_of("later")?]);
+        let recorded = recording.join().map_err(|_| anyhow::anyhow!("the recording panicked"));
+        drop(later);
+        recorded?
+    });
+    let (summary, folded) = running?;
+    assert!(folded.contains("split::hot_a"), "{summary}: {folded}");
+    Ok(())
+}
+
+fn pod_of(name: &str) -> Result<Value> {
+    Ok(pod(name, spec("only", &["split"])?))
+}
+
+fn nothing_of_who_opted_out_is_stored() -> Result<()> {
+    let node = node()?;
+    let node = node.as_ref().context("no node")?;
+    let no = json!({"podflame.dev/profile": "false"});
+    let secret = |name: &str| -> Result<Value> {
+        let mut pod = pod_of(name)?;
+        pod["metadata"]["annotations"] = no.clone();
+        Ok(pod)
+    };
+    let mut inside = pod_of("inside")?;
+    inside["metadata"]["namespace"] = "private".into();
+    let private = json!({"apiVersion": "v1", "kind": "Namespace",
+        "metadata": {"name": "private", "annotations": no}});
+    let _before = Objects::new(node, &[private, secret("secret")?, pod_of("open")?])?;
+    node.apply(&inside.to_string())?;
+    node.kubectl(&["wait", "--for=condition=Ready", "pod/secret", "pod/open", "--timeout=60s"])?;
+    node.kubectl(&[
+        "wait",
+        "--for=condition=Ready",
+        "pod/inside",
+        "-n",
+        "private",
+        "--timeout=60s",
+    ])?;
+    // Two agents: one of which these pods are all that it looks at, and one for the node.
+    let chosen =
+        ["--pod", "default/secret", "--pod", "default/later-secret", "--pod", "private/inside"];
+    let only = agent(node, &chosen)?;
+    let whole = agent(node, &[])?;
+    let mut watch = whole.watch(&["profiles"])?;
+    // One more that opted out starts meanwhile, and ends again.
+    let later = Objects::new(node, &[secret("later-secret")?])?;
+    node.kubectl(&["wait", "--for=condition=Ready", "pod/later-secret", "--timeout=60s"])?;
+    until_told(&mut watch, &[("pod", "open"), ("container", "only")])?;
+    let cpu = |agent: &Agent| -> Result<Value> {
+        let status: Value =
+            serde_json::from_slice(&agent.answer(&["status", "--format", "json"])?)?;
+        let probe = status["probes"].as_array().into_iter().flatten();
+        let mut cpu = probe.filter(|probe| probe["account"]["probe"] == "on_cpu");
+        Ok(cpu.next().context("no on_cpu")?["account"].clone())
+    };
+    wait_for("500 events outside of the filter", LIMIT, || {
+        Ok((count(&cpu(&only)?, "/filtered")? > 500).then_some(()))
+    })?;
+    let uids: Vec<String> =
+        [("secret", "default"), ("later-secret", "default"), ("inside", "private")]
+            .iter()
+            .map(|(name, namespace)| {
+                node.kubectl(&[
+                    "get",
+                    "pod",
+                    name,
+                    "-n",
+                    namespace,
+                    "-o",
+                    "jsonpath={.metadata.uid}",
+                ])
+            })
+            .collect::<Result<_>>()?;
+    drop(later);
+    node.kubectl(&["wait", "--for=delete", "pod/later-secret", "--timeout=60s"])?;
+    let account = cpu(&only)?;
+    assert_eq!(count(&account, "/stored")?, 0, "{account}");
+    for (workload, weight) in workloads(&watch)? {
+        let uid = workload["pod_uid"].as_str().unwrap_or_default();
+        assert!(!uids.iter().any(|secret| secret == uid), "{weight} ns of {workload}");
+    }
+    Ok(())
+}
