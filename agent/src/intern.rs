@@ -37,6 +37,9 @@ pub struct Interner {
     frames: Table<Frame>,
     stacks: Table<Arc<[FrameId]>>,
     workloads: Table<Arc<Workload>>,
+    /// The same by the address of the shared copy, which the table above keeps: most events come
+    /// with that one, and its texts need not be compared.
+    by_address: Table<usize>,
     /// What was handed out for each workload, by its ID.
     named: Vec<Arc<Workload>>,
     new: Additions,
@@ -54,6 +57,7 @@ impl Default for Interner {
             frames: Table::default(),
             stacks: Table::default(),
             workloads: Table::default(),
+            by_address: Table::default(),
             named: Vec::new(),
             new: Additions::default(),
             redactor: Arc::default(),
@@ -150,6 +154,9 @@ impl Interner {
         workload: Arc<Workload>,
         name: impl FnOnce(&Arc<Workload>) -> Arc<Workload>,
     ) -> WorkloadId {
+        if let Some(id) = self.by_address.get(&Arc::as_ptr(&workload).addr()) {
+            return WorkloadId(*id);
+        }
         if let Some(id) = self.workloads.get(&workload) {
             return WorkloadId(*id);
         }
@@ -158,6 +165,7 @@ impl Interner {
         self.new.workloads.push(self.redactor.workload(&named));
         self.named.push(named);
         let id = self.workloads.len() as u32;
+        self.by_address.insert(Arc::as_ptr(&workload).addr(), id);
         self.workloads.insert(workload, id);
         WorkloadId(id)
     }

@@ -1,6 +1,6 @@
 //! An API server that misbehaves: slow, forgetful, refusing, with broken streams. Names come late
 //! then, but right, and the server is asked no more than it takes.
-#![expect(clippy::unwrap_used, reason = "tests fail by panicking")]
+#![expect(clippy::unwrap_used, clippy::panic, reason = "tests fail by panicking")]
 
 use std::{
     io::{BufRead as _, BufReader, Write as _},
@@ -173,12 +173,8 @@ async fn until(config: Config, what: &str, mut fits: impl FnMut(&Pods) -> bool) 
     let publisher = Publisher::new(publish, Source::Api);
     tokio::spawn(run(config, "node1".to_owned(), Policy::default(), publisher));
     let known = tokio::time::timeout(LIMIT, latest.wait_for(|pods| fits(pods))).await;
-    let known = known.unwrap_or_else(|_| unreachable_state(what)).unwrap();
+    let known = known.unwrap_or_else(|_| panic!("waited {LIMIT:?} for {what}")).unwrap();
     Arc::clone(&known)
-}
-
-fn unreachable_state<T>(what: &str) -> T {
-    std::panic::panic_any(format!("waited {LIMIT:?} for {what}"))
 }
 
 fn named(pods: &Pods, n: usize) -> bool {

@@ -15,8 +15,9 @@ use std::{
 };
 
 use podflame_proto::cri::{
-    ListContainersRequest, ListPodSandboxRequest, NamespaceMode, PodSandbox, PodSandboxState,
-    PodSandboxStatusRequest, runtime_service_client::RuntimeServiceClient,
+    self as runtime, ImageSpec, ListContainersRequest, ListPodSandboxRequest, NamespaceMode,
+    PodSandbox, PodSandboxState, PodSandboxStatusRequest, image_service_client::ImageServiceClient,
+    runtime_service_client::RuntimeServiceClient,
 };
 use tonic::transport::{Channel, Endpoint, Uri};
 use tracing::{debug, info, warn};
@@ -40,13 +41,24 @@ const MAX_ANSWER: usize = 16 << 20;
 /// Most sandboxes whose addresses are asked for in one turn.
 const MAX_ASKED: usize = 64;
 
+/// Most images whose tags are kept.
+const MAX_IMAGES: usize = 4096;
+
 /// Most containers taken of one pod.
 const MAX_CONTAINERS: usize = 64;
 
 /// Asks until nobody listens any more.
 pub(super) async fn run(socket: PathBuf, node: String, policy: Policy, mut publisher: Publisher) {
     info!(socket = %socket.display(), "asking the container runtime for pods");
-    let mut runtime = Runtime { socket, node, policy, client: None, ips: HashMap::new() };
+    let mut runtime = Runtime {
+        socket,
+        node,
+        policy,
+        channel: None,
+        client: None,
+        images: HashMap::new(),
+        ips: HashMap::new(),
+    };
     let mut pause = POLL;
     // Nobody tells of namespaces here.
     publisher.except = Some(std::sync::Arc::default());
@@ -92,7 +104,10 @@ struct Runtime {
     socket: PathBuf,
     node: String,
     policy: Policy,
+    channel: Option<Channel>,
     client: Option<RuntimeServiceClient<Channel>>,
+    /// Tags of images by their digests.
+    images: HashMap<String, String>,
     /// Addresses of sandboxes, which do not change: none if it uses those of the node.
     ips: HashMap<String, Vec<IpAddr>>,
 }
@@ -105,16 +120,18 @@ impl Runtime {
         let sandboxes = client.list_pod_sandbox(ListPodSandboxRequest {}).await.map_err(told)?;
         let containers = client.list_containers(ListContainersRequest {}).await.map_err(told)?;
         let sandboxes = sandboxes.into_inner().items;
+        let containers = containers.into_inner().containers;
+        self.ask_for_images(&containers).await;
         self.ask_for_addresses(&mut client, &sandboxes).await;
         let mut of_sandbox: HashMap<String, Vec<Container>> = HashMap::new();
-        for c in containers.into_inner().containers {
+        for c in containers {
             let all = of_sandbox.entry(c.pod_sandbox_id).or_default();
             let metadata = c.metadata.unwrap_or_default();
             if all.len() < MAX_CONTAINERS {
                 all.push(Container {
                     id: text(&c.id).into(),
                     name: text(&metadata.name).into(),
-                    image: text(&c.image.unwrap_or_default().image).into(),
+                    image: text(&self.image(c.image.unwrap_or_default())).into(),
                     kind: ContainerKind::Unknown,
                     restarts: metadata.attempt,
                 });
@@ -141,6 +158,36 @@ impl Runtime {
         Ok(pods.into_values().collect())
     }
 
+    /// The name of an image: as its owner wrote it (kubelet tells that since 1.28), or a tag of it.
+    fn image(&self, spec: ImageSpec) -> String {
+        if !spec.user_specified_image.is_empty() {
+            return spec.user_specified_image;
+        }
+        self.images.get(&spec.image).cloned().unwrap_or(spec.image)
+    }
+
+    /// Asks for the tags of images if a container has one that is known by its digest only.
+    async fn ask_for_images(&mut self, containers: &[runtime::Container]) {
+        let unknown = |c: &runtime::Container| {
+            c.image.as_ref().is_some_and(|i| {
+                i.user_specified_image.is_empty()
+                    && i.image.starts_with("sha256:")
+                    && !self.images.contains_key(&i.image)
+            })
+        };
+        let Some(channel) = self.channel.clone().filter(|_| containers.iter().any(unknown)) else {
+            return;
+        };
+        let mut client = ImageServiceClient::new(channel).max_decoding_message_size(MAX_ANSWER);
+        // Without tags, digests are shown.
+        let Ok(listed) = client.list_images(runtime::ListImagesRequest {}).await else { return };
+        let tagged = |image: runtime::Image| {
+            let tag = image.repo_tags.into_iter().next();
+            (image.id.clone(), tag.unwrap_or(image.id))
+        };
+        self.images = listed.into_inner().images.into_iter().take(MAX_IMAGES).map(tagged).collect();
+    }
+
     async fn client(&mut self) -> Result<RuntimeServiceClient<Channel>, String> {
         if let Some(client) = &self.client {
             return Ok(client.clone());
@@ -158,6 +205,7 @@ impl Runtime {
                 let cause = anyhow::Error::from(e).root_cause().to_string();
                 format!("connect to {socket}: {cause}")
             })?;
+        self.channel = Some(channel.clone());
         let client = RuntimeServiceClient::new(channel).max_decoding_message_size(MAX_ANSWER);
         Ok(self.client.insert(client).clone())
     }

@@ -18,7 +18,7 @@ mod table;
 
 use std::{net::IpAddr, path::PathBuf, sync::Arc, thread, time::Duration};
 
-use hashbrown::{HashMap, HashSet};
+use hashbrown::HashSet;
 use tokio::sync::watch;
 use tracing::warn;
 
@@ -99,8 +99,8 @@ impl Pod {
 /// What is known of the pods at one moment.
 #[derive(Clone, Debug, Default)]
 pub struct Pods {
-    by_uid: HashMap<Box<str>, Arc<Pod>>,
-    by_ip: HashMap<IpAddr, Arc<Pod>>,
+    by_uid: table::ByUid,
+    by_ip: table::ByIp,
     /// Namespaces that opted out.
     except: Arc<HashSet<Box<str>>>,
     /// How the source does.

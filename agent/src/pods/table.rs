@@ -22,6 +22,12 @@ const MAX_CONTAINERS: usize = 64;
 /// in a flush still, find its name.
 pub(super) const REMEMBER: Duration = Duration::from_secs(20);
 
+/// Pods by the UID in the paths of their cgroups.
+pub(super) type ByUid = HashMap<Box<str>, Arc<Pod>>;
+
+/// Pods by their addresses.
+pub(super) type ByIp = HashMap<IpAddr, Arc<Pod>>;
+
 /// See the module.
 #[derive(Debug, Default)]
 pub(super) struct Table {
@@ -117,9 +123,9 @@ impl Table {
     }
 
     /// What readers look up: pods by UID, and those that live by address.
-    pub(super) fn index(&self) -> (HashMap<Box<str>, Arc<Pod>>, HashMap<IpAddr, Arc<Pod>>) {
+    pub(super) fn index(&self) -> (ByUid, ByIp) {
         let by_uid = self.pods.iter().map(|(uid, e)| (uid.clone(), Arc::clone(&e.pod))).collect();
-        let mut by_ip: HashMap<IpAddr, Arc<Pod>> = HashMap::new();
+        let mut by_ip = ByIp::new();
         for entry in self.pods.values().filter(|entry| entry.gone.is_none()) {
             for ip in &entry.pod.ips {
                 match by_ip.entry(*ip) {
