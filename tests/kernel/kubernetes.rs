@@ -401,9 +401,12 @@ fn the_container_runtime_names_pods_too() -> Result<()> {
     let manifest = node.manifests().join("cri-fixed.json");
     fs::write(&manifest, fixed.to_string())?;
     let socket = node.cri_socket();
+    // Often enough for a container that lives 50 ms.
     let agent = Agent::start(&[
         "--signal",
         "cpu",
+        "--frequency",
+        "999",
         "--kubernetes",
         "cri",
         "--node-name",
@@ -426,7 +429,7 @@ fn the_container_runtime_names_pods_too() -> Result<()> {
             (&json!("cri"), &json!("localhost/pause:1"))
         );
     }
-    // One that is over before the runtime is asked again.
+    // One that is over before the runtime is asked again, mostly.
     let brief = pod("cri-brief", spec("b", &["split", "--seconds", "0.05"])?);
     let _brief = Objects::new(node, &[brief])?;
     wait_for("the container's name", LIMIT, || {
