@@ -19,14 +19,14 @@ use aya_ebpf::{
 use aya_log_ebpf::warn;
 use podflame_wire::{
     COMM_LEN, Cause, Drop, MAX_FRAMES, Probe, RetransmitRecord, SENDER_INTERVAL_NS, StackEnd, Task,
+    walk::{get, set},
 };
 
 use crate::{
     fields::*,
     maps::{FRAMES, RETRANSMIT_SCRATCH, SENDER_SCRATCH, SENDERS, Sender},
     record::Run,
-    stack::{get, set},
-    task,
+    stack, task,
 };
 
 /// `AF_INET6` of `include/linux/socket.h`; any other family here is `AF_INET`.
@@ -43,7 +43,7 @@ const TCP_CA_LOSS: u8 = 4;
 const CA_STATE_MASK: u8 = 0x1f;
 
 /// The sender of a segment while none is known.
-const NOBODY: Task = Task { pid: 0, tid: 0, start_ns: 0, comm: [0; COMM_LEN] };
+const NOBODY: Task = Task { pid: 0, tid: 0, start_ns: 0, exec_id: 0, pad: 0, comm: [0; COMM_LEN] };
 
 /// A segment is sent again: arguments are the socket and the buffer (`include/trace/events/tcp.h`).
 #[btf_tracepoint(function = "tcp_retransmit_skb")]
@@ -150,7 +150,10 @@ pub(crate) fn sender_stack(ctx: BtfTracePointContext) -> i32 {
             return 0;
         }
         task::write_current(&mut storage.task);
-        (*walk).run(task::user_registers(), &mut storage.stack, &mut storage.shape);
+        let walk = &mut *walk;
+        let start = task::user_registers(walk);
+        let Sender { task, shape, stack, .. } = &mut *storage;
+        stack::user(walk, start, task, stack, shape);
         storage.time_ns = now;
         set(&mut storage.version, before + 2);
         run.kept(get(&storage.shape.user_end));

@@ -22,6 +22,8 @@ pub struct ProcessKey {
     pub pid: u32,
     /// Start of the thread group's leader in nanoseconds of `CLOCK_BOOTTIME`. 0 if unknown.
     pub start_ns: u64,
+    /// Which program it runs: it changes with each `execve`.
+    pub exec_id: u32,
 }
 
 /// A thread's name as the kernel keeps it: NUL-terminated, any bytes, controlled by the process.

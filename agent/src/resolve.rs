@@ -5,6 +5,7 @@
 use std::{net::SocketAddr, sync::Arc};
 
 use hashbrown::HashMap;
+use podflame_wire::BY_FRAME_POINTER;
 
 use crate::{
     account::Account,
@@ -45,7 +46,7 @@ pub struct Resolver {
     attributor: Attributor,
     interner: Interner,
     stacks: HashMap<(ProcessKey, Arc<RawStack>), Resolved, foldhash::fast::RandomState>,
-    frames: HashMap<(FrameKind, ByAddress), Box<[FrameId]>, foldhash::fast::RandomState>,
+    frames: HashMap<(FrameKind, bool, ByAddress), Box<[FrameId]>, foldhash::fast::RandomState>,
     sequence: u64,
 }
 
@@ -226,29 +227,40 @@ impl Resolver {
         let mut frames = Vec::with_capacity(raw.frames.len());
         for (index, address) in kernel.iter().enumerate() {
             let symbols = self.symbols.kernel(*address, index > 0);
-            self.push(&mut frames, FrameKind::Kernel, symbols);
+            self.push(&mut frames, (FrameKind::Kernel, false), symbols);
         }
         for (index, address) in user.iter().enumerate() {
             // The innermost address is where the thread is, also behind a system call.
-            let symbols = self.symbols.user(process, *address, index > 0);
-            self.push(&mut frames, FrameKind::User, symbols);
+            let marked = address & BY_FRAME_POINTER != 0;
+            let symbols = self.symbols.user(process, address & !BY_FRAME_POINTER, index > 0);
+            self.push(&mut frames, (FrameKind::User, marked), symbols);
         }
-        if matches!(raw.end, StackEnd::Truncated | StackEnd::Unreadable) {
-            frames.push(self.annotation(&format!("{} stack", raw.end.name())));
+        match raw.end {
+            StackEnd::None | StackEnd::Complete | StackEnd::Torn => {}
+            StackEnd::Truncated => frames.push(self.annotation("truncated stack")),
+            end => {
+                let reason = end.name().replace('_', " ");
+                frames.push(self.annotation(&format!("incomplete stack: {reason}")));
+            }
         }
         let frames: Resolved = frames.into();
         self.stacks.insert((owner, raw.clone()), frames.clone());
         frames
     }
 
-    fn push(&mut self, frames: &mut Vec<FrameId>, kind: FrameKind, symbols: Arc<[Symbol]>) {
-        let key = (kind, ByAddress(symbols));
+    fn push(
+        &mut self,
+        frames: &mut Vec<FrameId>,
+        (kind, by_frame_pointer): (FrameKind, bool),
+        symbols: Arc<[Symbol]>,
+    ) {
+        let key = (kind, by_frame_pointer, ByAddress(symbols));
         if let Some(known) = self.frames.get(&key) {
             frames.extend_from_slice(known);
             return;
         }
-        let mut ids = Vec::with_capacity(key.1.0.len());
-        for symbol in key.1.0.iter() {
+        let mut ids = Vec::with_capacity(key.2.0.len());
+        for symbol in key.2.0.iter() {
             let function = Function {
                 name: self.interner.string(&symbol.name),
                 file: self.interner.string(&symbol.file),
@@ -261,6 +273,7 @@ impl Resolver {
                 offset: if symbol.unknown.is_some() { symbol.offset } else { 0 },
                 kind,
                 inlined: symbol.inlined,
+                by_frame_pointer,
             }));
         }
         frames.extend_from_slice(&ids);
@@ -286,6 +299,7 @@ impl Resolver {
             offset: 0,
             kind: FrameKind::Annotation,
             inlined: false,
+            by_frame_pointer: false,
         })
     }
 }

@@ -89,6 +89,9 @@ same!(to_stack_end, from_stack_end: StackEnd <=> StackEnd {
     Unreadable => Unreadable,
     NoFramePointer => NoFramePointer,
     Torn => Torn,
+    NoMapping => NoMapping,
+    NoTable => NoTable,
+    UnsupportedRule => UnsupportedRule,
 });
 same!(to_cause, from_cause: Cause <=> RetransmitCause {
     Unknown => Unknown,
