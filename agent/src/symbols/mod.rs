@@ -35,8 +35,9 @@ use hashbrown::HashMap;
 
 pub use self::{
     answer::{Module, Region, Symbol, Unknown},
+    files::FileKey,
     limits::{Limits, Stats},
-    sight::{Sighting, Sights},
+    sight::{CodeFile, CodeMapping, Sighting, Sights},
 };
 use self::{
     dwarf::Frame,
