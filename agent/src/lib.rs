@@ -25,3 +25,4 @@ pub mod select;
 pub mod serve;
 pub mod store;
 pub mod symbols;
+pub mod unwind;

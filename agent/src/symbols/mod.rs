@@ -10,7 +10,7 @@
 mod answer;
 mod debug;
 mod dwarf;
-mod elf;
+pub(crate) mod elf;
 mod files;
 mod kernel;
 mod limits;
