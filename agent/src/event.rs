@@ -5,7 +5,7 @@
 
 use std::net::SocketAddr;
 
-pub use podflame_wire::{Cause, Drop as KernelDrop, Probe, StackEnd};
+pub use podflame_wire::{BY_FRAME_POINTER, Cause, Drop as KernelDrop, Probe, StackEnd};
 
 /// A point on `CLOCK_MONOTONIC`, in nanoseconds. The only clock of the kernel side.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -26,3 +26,4 @@ pub mod serve;
 pub mod store;
 pub mod symbols;
 pub mod unwind;
+pub mod unwinder;

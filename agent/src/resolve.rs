@@ -5,13 +5,12 @@
 use std::{net::SocketAddr, sync::Arc};
 
 use hashbrown::HashMap;
-use podflame_wire::BY_FRAME_POINTER;
 
 use crate::{
     account::Account,
     aggregate::{Flush, RawOccurrence, RawStack, SampleKey, Subject},
     attribute::{Attributor, Facts},
-    event::{CgroupId, Comm, Detail, KTime, Probe, ProcessKey, StackEnd},
+    event::{BY_FRAME_POINTER, CgroupId, Comm, Detail, KTime, Probe, ProcessKey, StackEnd},
     intern::Interner,
     profile::{
         Batch, Frame, FrameId, FrameKind, Function, Mapping, MappingId, Occurrence, Sample, Signal,

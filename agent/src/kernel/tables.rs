@@ -3,7 +3,7 @@
 //!
 //! Not for deciding what is there: see [`crate::unwind`].
 
-use aya::maps::{Array, HashMap, MapData, MapError, of_maps::ArrayOfMaps};
+use aya::maps::{Array, ArrayOfMaps, HashMap, MapData, MapError};
 use podflame_wire::unwind::{Mapping, PAGE_ROWS, Page, Process, Rule};
 use zerocopy::transmute;
 
@@ -11,17 +11,20 @@ use zerocopy::transmute;
 /// array of maps was declared with.
 const BPF_F_INNER_MAP: u32 = 1 << 12;
 
-/// A page as aya takes it.
-type PageWords = [u64; size_of::<Page>() / 8];
+// The values as aya takes them.
+pub(super) type PageWords = [u64; size_of::<Page>() / 8];
+pub(super) type RuleWords = [u64; size_of::<Rule>() / 8];
+pub(super) type MappingWords = [u64; size_of::<Mapping>() / 8];
+pub(super) type ProcessWords = [u64; size_of::<Process>() / 8];
 
 type Table = Array<MapData, PageWords>;
 
 /// The maps.
 pub struct Tables {
-    pub(super) rules: Array<MapData, [u64; size_of::<Rule>() / 8]>,
+    pub(super) rules: Array<MapData, RuleWords>,
     pub(super) tables: ArrayOfMaps<MapData, Table>,
-    pub(super) mappings: Array<MapData, [u64; size_of::<Mapping>() / 8]>,
-    pub(super) processes: HashMap<MapData, u32, [u64; size_of::<Process>() / 8]>,
+    pub(super) mappings: Array<MapData, MappingWords>,
+    pub(super) processes: HashMap<MapData, u32, ProcessWords>,
     /// What stands where no table is: an array of maps gives none back otherwise.
     pub(super) empty: Table,
 }
@@ -31,7 +34,8 @@ impl Tables {
     pub(super) fn empty() -> Result<Table, MapError> {
         let mut table = Table::create(1, BPF_F_INNER_MAP)?;
         let page = Page { start: [podflame_wire::unwind::NO_ROW; PAGE_ROWS], rule: [0; PAGE_ROWS] };
-        table.set(0, transmute!(page), 0)?;
+        let words: PageWords = transmute!(page);
+        table.set(0, words, 0)?;
         Ok(table)
     }
 
@@ -42,7 +46,8 @@ impl Tables {
     /// If the kernel refuses.
     pub fn put_rules(&mut self, first: usize, rules: &[Rule]) -> Result<(), MapError> {
         for (index, rule) in rules.iter().enumerate() {
-            self.rules.set((first + index) as u32, transmute!(*rule), 0)?;
+            let words: RuleWords = transmute!(*rule);
+            self.rules.set((first + index) as u32, words, 0)?;
         }
         Ok(())
     }
@@ -55,7 +60,8 @@ impl Tables {
     pub fn put_table(&mut self, slot: u32, pages: &[Page]) -> Result<(), MapError> {
         let mut table = Table::create(pages.len() as u32, BPF_F_INNER_MAP)?;
         for (index, page) in pages.iter().enumerate() {
-            table.set(index as u32, transmute!(*page), 0)?;
+            let words: PageWords = transmute!(*page);
+            table.set(index as u32, words, 0)?;
         }
         self.tables.set(slot, &table, 0)
     }
@@ -76,7 +82,8 @@ impl Tables {
     /// If the kernel refuses.
     pub fn put_mappings(&mut self, first: u32, mappings: &[Mapping]) -> Result<(), MapError> {
         for (index, mapping) in (first..).zip(mappings) {
-            self.mappings.set(index, transmute!(*mapping), 0)?;
+            let words: MappingWords = transmute!(*mapping);
+            self.mappings.set(index, words, 0)?;
         }
         Ok(())
     }
@@ -87,7 +94,8 @@ impl Tables {
     ///
     /// If the kernel refuses, as when there are too many.
     pub fn put_process(&mut self, pid: u32, process: Process) -> Result<(), MapError> {
-        self.processes.insert(pid, transmute!(process), 0)
+        let words: ProcessWords = transmute!(process);
+        self.processes.insert(pid, words, 0)
     }
 
     /// Forgets a process.

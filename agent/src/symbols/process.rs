@@ -197,8 +197,10 @@ fn vdso(files: &mut Files, limits: &Limits, stats: &mut Stats, size: u64) -> Con
     }
 }
 
-/// A copy of the agent's own vDSO, if it is of that size.
-pub(super) fn own_vdso(size: u64) -> Option<File> {
+/// A copy of the agent's own vDSO, which the kernel gives to every process of the same word size, if it
+/// is of that size.
+#[must_use]
+pub fn own_vdso(size: u64) -> Option<File> {
     let maps = std::fs::read("/proc/self/maps").ok()?;
     let own = maps::parse(&maps).find(|line| *line.name == *b"[vdso]")?;
     let len = (own.end - own.start == size && size <= VDSO).then_some(size)?;

@@ -129,6 +129,12 @@ impl Sighting {
         self.maps.len()
     }
 
+    /// When it was read.
+    #[must_use]
+    pub fn at(&self) -> Instant {
+        self.at
+    }
+
     /// The executable parts of its memory, in the order of their addresses.
     #[must_use]
     pub fn code(&self, limits: &Limits) -> Vec<CodeMapping> {

@@ -92,8 +92,17 @@ impl Frames {
             let mut section = DebugFrame::new(bytes, LittleEndian);
             section.set_address_size(8);
             section.set_vendor(vendor);
-            Run { section: &section, bytes, bases, skip_zeros: true, machine, rules, limits, effort }
-                .table(loads)
+            Run {
+                section: &section,
+                bytes,
+                bases,
+                skip_zeros: true,
+                machine,
+                rules,
+                limits,
+                effort,
+            }
+            .table(loads)
         } else {
             let mut section = EhFrame::new(bytes, LittleEndian);
             section.set_address_size(8);

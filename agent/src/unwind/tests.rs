@@ -2,7 +2,11 @@
 
 #![expect(clippy::unwrap_used, reason = "tests fail by panicking")]
 
-use std::{fs::{self}, path::{Path, PathBuf}, time::Instant};
+use std::{
+    fs::{self},
+    path::{Path, PathBuf},
+    time::Instant,
+};
 
 use super::*;
 
@@ -18,7 +22,11 @@ fn survey() {
     while let Some(dir) = dirs.pop() {
         for e in fs::read_dir(dir).unwrap().flatten() {
             let t = e.file_type().unwrap();
-            if t.is_dir() { dirs.push(e.path()) } else if t.is_file() { files.push(e.path()) }
+            if t.is_dir() {
+                dirs.push(e.path())
+            } else if t.is_file() {
+                files.push(e.path())
+            }
         }
     }
     let mut rules = Rules::default();
@@ -27,9 +35,24 @@ fn survey() {
         let at = Instant::now();
         let before = rules.count();
         match table(&f, &mut rules) {
-            Ok(t) => { n += 1; 
-              if t.rows > 10000 || t.stats.malformed > 0 || t.stats.too_long > 0 || t.stats.unsupported > 0 || t.stats.idle > 10 {
-              println!("{} {} rules {} {:.2} b/row {:?} {:?}", f.display(), t.rows, rules.count()-before, t.bytes as f64 / t.rows as f64, at.elapsed(), t.stats) }
+            Ok(t) => {
+                n += 1;
+                if t.rows > 10000
+                    || t.stats.malformed > 0
+                    || t.stats.too_long > 0
+                    || t.stats.unsupported > 0
+                    || t.stats.idle > 10
+                {
+                    println!(
+                        "{} {} rules {} {:.2} b/row {:?} {:?}",
+                        f.display(),
+                        t.rows,
+                        rules.count() - before,
+                        t.bytes as f64 / t.rows as f64,
+                        at.elapsed(),
+                        t.stats
+                    )
+                }
             }
             Err(NoTable::NotElf | NoTable::Machine) => {}
             Err(e) => println!("{} {}", f.display(), e.name()),

@@ -3,7 +3,7 @@
 
 use podflame_wire::unwind::{Mapping, MappingKind};
 
-use super::Load;
+use crate::unwind::Load;
 
 /// A table in the kernel: a part of a file's own addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,7 +74,13 @@ mod tests {
         add(&mut space, (start, end, offset), loads, parts);
         let line = |m: &Mapping| {
             let kind = if m.kind & 0xff == MappingKind::Table as u32 { "table" } else { "none" };
-            format!("{:x}-{:x} {kind} {} {:x}", m.start, m.end, m.table, m.start.wrapping_sub(m.bias))
+            format!(
+                "{:x}-{:x} {kind} {} {:x}",
+                m.start,
+                m.end,
+                m.table,
+                m.start.wrapping_sub(m.bias)
+            )
         };
         space.iter().map(line).collect()
     }
@@ -93,7 +99,12 @@ mod tests {
         let split = show(0x1_0000, 0x1_3000, 0x1000, &[load], &two);
         assert_eq!(
             split,
-            ["10000-10800 none 0 10000", "10800-11000 table 1 0", "11000-12000 table 2 0", "12000-13000 none 0 12000"]
+            [
+                "10000-10800 none 0 10000",
+                "10800-11000 table 1 0",
+                "11000-12000 table 2 0",
+                "12000-13000 none 0 12000"
+            ]
         );
         assert_eq!(show(0x1_0000, 0x1_3000, 0x9000, &[load], &two), ["10000-13000 none 0 10000"]);
         assert_eq!(show(0x1_0000, 0x1_3000, 0x1000, &[], &two), ["10000-13000 none 0 10000"]);
