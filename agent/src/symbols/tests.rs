@@ -22,7 +22,7 @@ fn fixture(name: &str) -> PathBuf {
 fn find(path: &Path, offset: u64, limits: &Limits) -> Result<Vec<Frame>, Unknown> {
     let (mut files, mut stats) = (Files::default(), Stats::default());
     let (file, metadata) = sys::open(path).unwrap();
-    let key = files::FileKey::new((0, 0), &metadata);
+    let key = FileKey::new((0, 0), &metadata);
     files.insert(key, Arc::new(file), &metadata, limits, &mut stats)?;
     let root = || File::open("/").ok();
     files.find(&key, path.to_str().unwrap(), offset, root, limits, &mut stats)
@@ -111,7 +111,7 @@ fn a_file_that_is_truncated_while_it_is_read() {
     fs::copy(fixture("inline.elf"), &path).unwrap();
     let (file, metadata) = sys::open(&path).unwrap();
     let (limits, mut stats, mut files) = (Limits::default(), Stats::default(), Files::default());
-    let key = files::FileKey::new((0, 0), &metadata);
+    let key = FileKey::new((0, 0), &metadata);
     let elf = elf::Elf::open(Arc::new(file.try_clone().unwrap()), &metadata).unwrap();
     let sections = elf.sections().unwrap();
     files.insert(key, Arc::new(file), &metadata, &limits, &mut stats).unwrap();
