@@ -472,12 +472,20 @@ fn take_tables(ebpf: &mut Ebpf) -> Result<Tables, KernelError> {
     ) -> Result<T, KernelError> {
         T::try_from(take_map(ebpf, name)?).map_err(|e| wrong_map(name, &e))
     }
+    let tables = take_map(ebpf, map::TABLES)?;
+    let aya::maps::Map::ArrayOfMaps(data) = &tables else {
+        return Err(wrong_map(map::TABLES, &"not an array of maps"));
+    };
+    let tables_fd = data.fd().as_fd().try_clone_to_owned();
+    let tables_fd = tables_fd.map_err(|e| wrong_map(map::TABLES, &e))?;
     Ok(Tables {
         rules: typed(ebpf, map::RULES)?,
-        tables: typed(ebpf, map::TABLES)?,
+        tables: tables.try_into().map_err(|e: MapError| wrong_map(map::TABLES, &e))?,
+        tables_fd,
         mappings: typed(ebpf, map::MAPPINGS)?,
         processes: typed(ebpf, map::PROCESSES)?,
         empty: Tables::empty().map_err(|e| wrong_map(map::TABLES, &e))?,
+        staged: Vec::new(),
     })
 }
 

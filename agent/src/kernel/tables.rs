@@ -3,7 +3,12 @@
 //!
 //! Not for deciding what is there: see [`crate::unwind`].
 
-use aya::maps::{Array, ArrayOfMaps, HashMap, MapData, MapError};
+use std::{
+    io,
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+};
+
+use aya::maps::{Array, ArrayOfMaps, HashMap, IterableMap, MapData, MapError};
 use podflame_wire::unwind::{Mapping, PAGE_ROWS, Page, Process, Rule};
 use zerocopy::transmute;
 
@@ -19,14 +24,61 @@ pub(super) type ProcessWords = [u64; size_of::<Process>() / 8];
 
 type Table = Array<MapData, PageWords>;
 
+/// `BPF_MAP_UPDATE_BATCH` of the same.
+const BPF_MAP_UPDATE_BATCH: libc::c_long = 26;
+
+/// The `batch` part of `union bpf_attr`.
+#[repr(C)]
+struct Batch {
+    in_batch: u64,
+    out_batch: u64,
+    keys: u64,
+    values: u64,
+    count: u32,
+    map_fd: u32,
+    elem_flags: u64,
+    flags: u64,
+}
+
+/// Puts maps in slots of an array of maps with one system call, which aya does not offer.
+fn batch(map: BorrowedFd<'_>, tables: &[(u32, &Table)]) -> io::Result<()> {
+    let keys: Vec<u32> = tables.iter().map(|(slot, _)| *slot).collect();
+    let values: Vec<i32> =
+        tables.iter().map(|(_, table)| table.map().fd().as_fd().as_raw_fd()).collect();
+    let attributes = Batch {
+        in_batch: 0,
+        out_batch: 0,
+        keys: keys.as_ptr() as u64,
+        values: values.as_ptr() as u64,
+        count: keys.len() as u32,
+        map_fd: map.as_raw_fd() as u32,
+        elem_flags: 0,
+        flags: 0,
+    };
+    // SAFETY: the attributes and what they point to live through the call, which reads them only.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            BPF_MAP_UPDATE_BATCH,
+            &raw const attributes,
+            size_of::<Batch>(),
+        )
+    };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
 /// The maps.
 pub struct Tables {
     pub(super) rules: Array<MapData, RuleWords>,
     pub(super) tables: ArrayOfMaps<MapData, Table>,
+    /// Its descriptor, which aya keeps to itself.
+    pub(super) tables_fd: OwnedFd,
     pub(super) mappings: Array<MapData, MappingWords>,
     pub(super) processes: HashMap<MapData, u32, ProcessWords>,
     /// What stands where no table is: an array of maps gives none back otherwise.
     pub(super) empty: Table,
+    /// Tables that are not in their slots yet.
+    pub(super) staged: Vec<(u32, Option<Table>)>,
 }
 
 impl Tables {
@@ -52,27 +104,49 @@ impl Tables {
         Ok(())
     }
 
-    /// Puts a table in a slot.
+    /// Makes a table, which [`Tables::commit`] puts in its slot.
     ///
     /// # Errors
     ///
     /// If the kernel refuses, as when it has no memory.
-    pub fn put_table(&mut self, slot: u32, pages: &[Page]) -> Result<(), MapError> {
+    pub fn stage(&mut self, slot: u32, pages: &[Page]) -> Result<(), MapError> {
         let mut table = Table::create(pages.len() as u32, BPF_F_INNER_MAP)?;
         for (index, page) in pages.iter().enumerate() {
             let words: PageWords = transmute!(*page);
             table.set(index as u32, words, 0)?;
         }
-        self.tables.set(slot, &table, 0)
+        self.staged.push((slot, Some(table)));
+        Ok(())
     }
 
-    /// Frees a table's memory.
+    /// Gives up the table of a slot, whose memory [`Tables::commit`] frees.
+    pub fn stage_none(&mut self, slot: u32) {
+        self.staged.push((slot, None));
+    }
+
+    /// Puts what is staged in its slots, all at once: each time the kernel waits until no program runs
+    /// that could still see what was there (`maybe_wait_bpf_programs`), some ten milliseconds.
     ///
     /// # Errors
     ///
     /// If the kernel refuses.
-    pub fn clear_table(&mut self, slot: u32) -> Result<(), MapError> {
-        self.tables.set(slot, &self.empty, 0)
+    pub fn commit(&mut self) -> Result<(), MapError> {
+        let staged = std::mem::take(&mut self.staged);
+        if staged.is_empty() {
+            return Ok(());
+        }
+        let tables: Vec<(u32, &Table)> = staged
+            .iter()
+            .map(|(slot, table)| (*slot, table.as_ref().unwrap_or(&self.empty)))
+            .collect();
+        if batch(self.tables_fd.as_fd(), &tables).is_ok() {
+            return Ok(());
+        }
+        // Kernels before 5.16 do not know batches of maps.
+        for (slot, table) in tables {
+            self.tables.set(slot, table, 0)?;
+        }
+        Ok(())
     }
 
     /// Puts mappings at consecutive indices, which no process has.

@@ -60,9 +60,9 @@ const RETRY: Duration = Duration::from_secs(60);
 /// Work on one file after which the thread rests as long as it works: nobody shall notice.
 const SPURT: Duration = Duration::from_millis(50);
 
-/// How much nicer than others the thread is: it gets a tenth of a CPU where others want it all. Much
+/// How much nicer than others the thread is: it gets a quarter of a CPU where another thread wants it all. Much
 /// nicer, and new processes would wait for seconds.
-const NICE: libc::c_int = 10;
+const NICE: libc::c_int = 5;
 
 /// A process whose tables are ready within this time of its first sight is ready early.
 pub const EARLY: Duration = Duration::from_millis(300);
@@ -301,6 +301,7 @@ impl Unwinder {
             self.release(&files);
             return Ok(());
         };
+        self.kernel.commit()?;
         self.kernel.put_mappings(first, &space)?;
         let process = Process {
             start_ns: told.process.start_ns,
@@ -410,7 +411,7 @@ impl Unwinder {
         for segment in &table.segments {
             let slot = self.slots.pop().unwrap_or(self.next_slot);
             self.next_slot = self.next_slot.max(slot + 1);
-            self.kernel.put_table(slot, &segment.pages)?;
+            self.kernel.stage(slot, &segment.pages)?;
             let pages = segment.pages.len() as u32;
             parts.push(Part { base: segment.base, end: segment.end, slot, pages });
         }
@@ -440,9 +441,7 @@ impl Unwinder {
             self.stats.bytes -= placed.bytes;
             self.stats.rows -= placed.rows;
             for part in placed.parts {
-                if let Err(error) = self.kernel.clear_table(part.slot) {
-                    warn!("an unwind table stays in the kernel: {error}");
-                }
+                self.kernel.stage_none(part.slot);
                 self.freed.push_back((Instant::now(), Freed::Slot(part.slot)));
             }
         }
