@@ -159,8 +159,7 @@ impl Elf {
             } else {
                 (f.u32(24), f.u32(4).into(), f.u32(8).into(), f.u32(16).into())
             };
-            let segment =
-                Segment { offset, address, len, executable: flags & elf::PF_X.0 != 0 };
+            let segment = Segment { offset, address, len, executable: flags & elf::PF_X.0 != 0 };
             match f.u32(0) {
                 kind if kind == elf::PT_LOAD.0 => self.segments.push(segment),
                 kind if kind == elf::PT_GNU_EH_FRAME.0 => self.eh_frame_hdr = Some(segment),

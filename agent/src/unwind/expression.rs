@@ -4,7 +4,9 @@
 //! can only say those that linkers, compilers and the C library are known to write. Not for what the
 //! shape means in a rule.
 
-use gimli::{Encoding, EndianSlice, LittleEndian, Operation, Register, UnwindExpression, UnwindSection};
+use gimli::{
+    Encoding, EndianSlice, LittleEndian, Operation, Register, UnwindExpression, UnwindSection,
+};
 
 /// Bytes of a section.
 pub(super) type Bytes<'a> = EndianSlice<'a, LittleEndian>;

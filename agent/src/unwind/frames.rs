@@ -49,14 +49,14 @@ impl Frames {
             bases = bases.set_got(got.address);
         }
         let contents = |section: &Section| elf.contents(section, limits.section_bytes);
-        if let Some(section) = named(".eh_frame")
-            && let bytes = contents(section)?
-            && !bytes.is_empty()
-        {
-            let bases = bases.set_eh_frame(section.address);
-            return Ok(Self { bytes, bases, kind: Kind::Whole });
-        }
-        if let Some((address, bytes)) = by_program_header(elf, limits)? {
+        if let Some(section) = named(".eh_frame") {
+            let bytes = contents(section)?;
+            if !bytes.is_empty() {
+                let bases = bases.set_eh_frame(section.address);
+                return Ok(Self { bytes, bases, kind: Kind::Whole });
+            }
+            // So it is in separate debug files, which have the header of a section only.
+        } else if let Some((address, bytes)) = by_program_header(elf, limits)? {
             let bases = bases.set_eh_frame(address);
             return Ok(Self { bytes, bases, kind: Kind::Terminated });
         }
@@ -64,7 +64,7 @@ impl Frames {
             // It does not say where functions save the frame pointer, and how a goroutine's stack is
             // left for the thread's. Frame pointers lead across (`framepointer_enabled` in Go's
             // `internal/buildcfg`).
-            Some(_) if named(GO).is_some() => Err(NoTable::Go),
+            _ if named(GO).is_some() => Err(NoTable::Go),
             Some(section) => {
                 let bytes = contents(section)?;
                 if bytes.is_empty() {
@@ -72,7 +72,6 @@ impl Frames {
                 }
                 Ok(Self { bytes, bases, kind: Kind::Debug })
             }
-            None if named(GO).is_some() => Err(NoTable::Go),
             None => Err(NoTable::NoFrames),
         }
     }
@@ -92,8 +91,17 @@ impl Frames {
             let mut section = DebugFrame::new(bytes, LittleEndian);
             section.set_address_size(8);
             section.set_vendor(vendor);
-            Run { section: &section, bytes, bases, skip_zeros: true, machine, rules, limits, effort }
-                .table(loads)
+            Run {
+                section: &section,
+                bytes,
+                bases,
+                skip_zeros: true,
+                machine,
+                rules,
+                limits,
+                effort,
+            }
+            .table(loads)
         } else {
             let mut section = EhFrame::new(bytes, LittleEndian);
             section.set_address_size(8);

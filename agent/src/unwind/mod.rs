@@ -25,11 +25,11 @@ mod translate;
 
 use std::{fs::File, sync::Arc};
 
+use self::{frames::Frames, run::Effort, translate::Machine};
 pub use self::{
     pages::Segment,
     rules::{Rules, UNSUPPORTED},
 };
-use self::{frames::Frames, run::Effort, translate::Machine};
 use crate::symbols::{Unknown, elf::Elf};
 
 /// What one file may cost.

@@ -4,7 +4,9 @@
 //! and in the innermost frame all of them. A rule says how to find those of the caller. What a rule
 //! cannot say is refused: a stack that ends with a reason is better than a frame that never was.
 
-use gimli::{CfaRule, FrameDescriptionEntry, Register, RegisterRule, UnwindSection, UnwindTableRow};
+use gimli::{
+    CfaRule, FrameDescriptionEntry, Register, RegisterRule, UnwindSection, UnwindTableRow,
+};
 use object::elf;
 use podflame_wire::unwind::{Cfa, Rule, Saved};
 
