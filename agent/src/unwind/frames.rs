@@ -12,7 +12,7 @@ use super::{
     run::{Effort, Run},
     translate::Machine,
 };
-use crate::symbols::elf::{Elf, Section};
+use crate::symbols::elf::{Elf, Section, Segment};
 
 /// Bytes of `.eh_frame_hdr` up to its table: four encodings and two pointers.
 const HEADER: u64 = 20;
@@ -61,9 +61,9 @@ impl Frames {
             return Ok(Self { bytes, bases, kind: Kind::Terminated });
         }
         match named(".debug_frame") {
-            // It does not say where functions save the frame pointer, and how a goroutine's stack is
-            // left for the thread's. Frame pointers lead across (`framepointer_enabled` in Go's
-            // `internal/buildcfg`).
+            // Go's linker does not say where functions save the frame pointer (`writeframes` in
+            // `cmd/link/internal/ld/dwarf.go`), so that it would be wrong in all outer frames. But
+            // all of Go's code keeps one (`framepointer_enabled` in `runtime/runtime2.go`).
             _ if named(GO).is_some() => Err(NoTable::Go),
             Some(section) => {
                 let bytes = contents(section)?;
@@ -124,10 +124,8 @@ fn by_program_header(elf: &Elf, limits: &Limits) -> Result<Option<(u64, Vec<u8>)
     let Ok(Pointer::Direct(address)) = parsed.map(|header| header.eh_frame_ptr()) else {
         return Err(NoTable::Malformed);
     };
-    let inside = |load: &&_| {
-        let load: &crate::symbols::elf::Segment = load;
-        address.checked_sub(load.address).is_some_and(|inside| inside < load.len)
-    };
+    let inside =
+        |load: &&Segment| address.checked_sub(load.address).is_some_and(|inside| inside < load.len);
     let load = elf.loads().iter().find(inside).ok_or(NoTable::Malformed)?;
     let inside = address - load.address;
     let offset = load.offset.checked_add(inside).ok_or(NoTable::Malformed)?;

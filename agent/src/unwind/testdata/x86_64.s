@@ -1,10 +1,13 @@
 # Functions whose call frame information has every shape that the builder must know on x86-64. What
-# they do is not the point: they are never run. The files beside it:
-#   gcc -nostdlib -static -no-pie -Wl,--build-id=none,--eh-frame-hdr,-z,max-page-size=4096,-z,noseparate-code \
-#       x86_64.s -o x86_64.elf
-#   gcc ... -Wa,--defsym,DEBUG=1 x86_64.s -o debug.elf      (with .debug_frame instead)
-#   strip x86_64.elf; objcopy --strip-unneeded --keep-section=.debug_frame \
-#       --compress-debug-sections=zlib debug.elf
+# they do is not the point: they are never run. The files beside it, x86_64.elf, debug.elf with
+# .debug_frame instead, and go.elf with the mark of a Go program:
+#   link="gcc -nostdlib -static -no-pie -Wl,--build-id=none,--eh-frame-hdr"
+#   link="$link -Wl,-z,max-page-size=4096,-z,noseparate-code"
+#   $link x86_64.s -o x86_64.elf; strip x86_64.elf
+#   $link -Wa,--defsym,DEBUG=1 x86_64.s -o debug.elf
+#   objcopy --strip-unneeded --keep-section=.debug_frame --compress-debug-sections=zlib debug.elf
+#   objcopy --add-section .note.go.buildid=/dev/null debug.elf go.elf
+# The .rows are their tables, as the tests write them; they were held against the source by hand.
         .ifdef DEBUG
         .cfi_sections .debug_frame
         .endif

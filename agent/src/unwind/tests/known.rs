@@ -90,4 +90,5 @@ fn files_without_a_table() {
     assert_eq!(with(18, 3), "other processor");
     assert_eq!(reason(&whole[..whole.len() - 1]), "malformed");
     assert_eq!(reason(&without_sections(debug)), "no frame information");
+    assert_eq!(reason(&read("go.elf")), "Go");
 }

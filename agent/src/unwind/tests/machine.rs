@@ -151,7 +151,7 @@ fn the_largest_files() {
     let paths = files(&["/usr/bin", "/usr/lib"]);
     let size = |path: &PathBuf| path.metadata().map_or(0, |m| m.len());
     let mut paths: Vec<_> = paths.into_iter().filter(|path| size(path) < LARGE).collect();
-    paths.sort_unstable_by_key(|path| std::cmp::Reverse(size(path)));
+    paths.sort_by_cached_key(|path| std::cmp::Reverse(size(path)));
     println!("{:34} {:>9} {:>6} {:>7} {:>6} {:>5}", "file", "rows", "rules", "B/row", "ms", "slow");
     let (mut rules, mut shown) = (Rules::default(), 0);
     for path in paths {
