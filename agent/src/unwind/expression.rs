@@ -58,7 +58,7 @@ pub(super) fn shape<'a, S: UnwindSection<Bytes<'a>>>(
             let Ge = next()?? else { return None };
             let Literal { value: 3 } = next()?? else { return None };
             let Shl = next()?? else { return None };
-            let Plus { .. } = next()?? else { return None };
+            let Plus = next()?? else { return None };
             next()?.is_none().then_some(Shape::Plt(register, offset, from))
         }
         Some(_) => None,

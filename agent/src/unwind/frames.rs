@@ -12,7 +12,7 @@ use super::{
     run::{Effort, Run},
     translate::Machine,
 };
-use crate::symbols::elf::{Elf, Section};
+use crate::symbols::elf::{Elf, Section, Segment};
 
 /// Bytes of `.eh_frame_hdr` up to its table: four encodings and two pointers.
 const HEADER: u64 = 20;
@@ -49,22 +49,22 @@ impl Frames {
             bases = bases.set_got(got.address);
         }
         let contents = |section: &Section| elf.contents(section, limits.section_bytes);
-        if let Some(section) = named(".eh_frame")
-            && let bytes = contents(section)?
-            && !bytes.is_empty()
-        {
-            let bases = bases.set_eh_frame(section.address);
-            return Ok(Self { bytes, bases, kind: Kind::Whole });
-        }
-        if let Some((address, bytes)) = by_program_header(elf, limits)? {
+        if let Some(section) = named(".eh_frame") {
+            let bytes = contents(section)?;
+            if !bytes.is_empty() {
+                let bases = bases.set_eh_frame(section.address);
+                return Ok(Self { bytes, bases, kind: Kind::Whole });
+            }
+            // So it is in separate debug files, which have the header of a section only.
+        } else if let Some((address, bytes)) = by_program_header(elf, limits)? {
             let bases = bases.set_eh_frame(address);
             return Ok(Self { bytes, bases, kind: Kind::Terminated });
         }
         match named(".debug_frame") {
-            // It does not say where functions save the frame pointer, and how a goroutine's stack is
-            // left for the thread's. Frame pointers lead across (`framepointer_enabled` in Go's
-            // `internal/buildcfg`).
-            Some(_) if named(GO).is_some() => Err(NoTable::Go),
+            // Go's linker does not say where functions save the frame pointer (`writeframes` in
+            // `cmd/link/internal/ld/dwarf.go`), so that it would be wrong in all outer frames. But
+            // all of Go's code keeps one (`framepointer_enabled` in `runtime/runtime2.go`).
+            _ if named(GO).is_some() => Err(NoTable::Go),
             Some(section) => {
                 let bytes = contents(section)?;
                 if bytes.is_empty() {
@@ -72,7 +72,6 @@ impl Frames {
                 }
                 Ok(Self { bytes, bases, kind: Kind::Debug })
             }
-            None if named(GO).is_some() => Err(NoTable::Go),
             None => Err(NoTable::NoFrames),
         }
     }
@@ -125,10 +124,8 @@ fn by_program_header(elf: &Elf, limits: &Limits) -> Result<Option<(u64, Vec<u8>)
     let Ok(Pointer::Direct(address)) = parsed.map(|header| header.eh_frame_ptr()) else {
         return Err(NoTable::Malformed);
     };
-    let inside = |load: &&_| {
-        let load: &crate::symbols::elf::Segment = load;
-        address.checked_sub(load.address).is_some_and(|inside| inside < load.len)
-    };
+    let inside =
+        |load: &&Segment| address.checked_sub(load.address).is_some_and(|inside| inside < load.len);
     let load = elf.loads().iter().find(inside).ok_or(NoTable::Malformed)?;
     let inside = address - load.address;
     let offset = load.offset.checked_add(inside).ok_or(NoTable::Malformed)?;

@@ -122,13 +122,14 @@ impl Writer {
     fn settle(&mut self) -> Result<(), NoTable> {
         let (address, rule) = self.pending;
         let first = self.segments.is_empty();
-        if rule == self.rule && !first {
+        if let Some(start) = self.place(address) {
+            if rule != self.rule {
+                self.rule = rule;
+                self.put(start, rule)?;
+            }
             return Ok(());
         }
         self.rule = rule;
-        if let Some(start) = self.place(address) {
-            return self.put(start, rule);
-        }
         self.close(address);
         // What is in no segment has no rule, so that a row that says this is not worth a segment.
         if rule == NO_RULE && !first {
