@@ -130,6 +130,9 @@ numbered! {
         /// Code without one, which is left by its frame pointer: made at run time, or of a file that
         /// has no table.
         NoTable = 2, "no_table";
+        /// Code without one whose compiler keeps frame pointers, also from one stack to another, as Go's
+        /// does: it is left by them, and what they lead to is its caller.
+        FramePointers = 3, "frame_pointers";
     }
 }
 

@@ -202,7 +202,8 @@ impl Walk {
         else {
             return Err(StackEnd::NoTable);
         };
-        self.apply(target, rule, index == NO_RULE)
+        let uncertain = u64::from(kind != MappingKind::FramePointers as u32);
+        self.apply(target, rule, index == NO_RULE, uncertain)
     }
 
     /// Finds the mapping that holds an address.
@@ -259,13 +260,15 @@ impl Walk {
         target: &T,
         rule: &Rule,
         by_pointer: bool,
+        uncertain: u64,
     ) -> Result<u64, StackEnd> {
         let (sp, fp) = (get(&self.sp), get(&self.fp));
         let cfa = rule.cfa;
         if cfa == Cfa::End as u8 || (by_pointer && fp == 0) {
             return Err(StackEnd::Complete);
         }
-        if by_pointer && (fp < sp || !fp.is_multiple_of(8) || fp >= USER_END) {
+        let downwards = fp < sp && uncertain != 0;
+        if by_pointer && (downwards || !fp.is_multiple_of(8) || fp >= USER_END) {
             return Err(self.no_way_on());
         }
         let mut from = sp;
@@ -290,7 +293,7 @@ impl Walk {
         }
         // The stack grows downwards; only a signal can have been handled on another one.
         let least = sp + 1 - get(&self.innermost);
-        if caller_sp < least && !signal {
+        if caller_sp < least && !signal && (uncertain != 0 || !by_pointer) {
             return Err(StackEnd::Unreadable);
         }
         let saved_from = if signal { sp } else { caller_sp };
@@ -319,7 +322,7 @@ impl Walk {
         // A signal can interrupt any instruction, and it is that one which is next.
         set(&mut self.back, u64::from(!signal));
         set(&mut self.innermost, 0);
-        Ok(ip | BY_FRAME_POINTER * u64::from(by_pointer))
+        Ok(ip | BY_FRAME_POINTER * (u64::from(by_pointer) & uncertain))
     }
 
     /// Why a frame pointer that leads nowhere ends the walk.

@@ -23,14 +23,14 @@ use std::{
 
 use hashbrown::HashMap;
 use podflame_wire::unwind::{
-    MAX_MAPPINGS, MAX_PROCESS_MAPPINGS, MAX_PROCESSES, MAX_TABLES, Mapping, Process,
+    MAX_MAPPINGS, MAX_PROCESS_MAPPINGS, MAX_PROCESSES, MAX_TABLES, Mapping, MappingKind, Process,
 };
 use tokio::sync::watch;
 use tracing::{debug, warn};
 
 use self::{
     ranges::Ranges,
-    space::{Part, add, add_unknown},
+    space::{Part, add, add_without},
 };
 use crate::{
     event::ProcessKey,
@@ -121,7 +121,8 @@ struct Placed {
 #[derive(Debug)]
 enum State {
     Placed(Placed),
-    None,
+    /// It has none, and how its code is left instead.
+    None(MappingKind),
     NoRoom(Instant),
 }
 
@@ -244,26 +245,31 @@ impl Unwinder {
         self.clock += 1;
         let (mut space, mut files) = (Vec::new(), Vec::new());
         for mapping in &told.code {
-            let found = match &mapping.file {
-                CodeFile::File(key, file) => Some((*key, self.place(*key, || Some(file.clone()))?)),
-                CodeFile::Vdso => {
-                    let size = mapping.end - mapping.start;
-                    let key = FileKey::default();
-                    Some((key, self.place(key, || symbols::own_vdso(size).map(Arc::new))?))
+            let (start, end, offset) = (mapping.start, mapping.end, mapping.offset);
+            let key = match &mapping.file {
+                CodeFile::File(key, file) => {
+                    self.place(*key, || Some(file.clone()))?;
+                    *key
                 }
-                CodeFile::None => None,
+                CodeFile::Vdso => {
+                    let key = FileKey::default();
+                    self.place(key, || symbols::own_vdso(end - start).map(Arc::new))?;
+                    key
+                }
+                CodeFile::None => {
+                    add_without(&mut space, start, end, MappingKind::NoTable);
+                    continue;
+                }
             };
-            let range = (mapping.start, mapping.end, mapping.offset);
-            match found {
-                Some((key, true)) => {
+            match self.files.get(&key).map(|entry| &entry.state) {
+                Some(State::Placed(placed)) => {
                     if !files.contains(&key) {
                         files.push(key);
                     }
-                    if let Some(Entry { state: State::Placed(placed), .. }) = self.files.get(&key) {
-                        add(&mut space, range, &placed.loads, &placed.parts);
-                    }
+                    add(&mut space, (start, end, offset), &placed.loads, &placed.parts);
                 }
-                _ => add_unknown(&mut space, range.0, range.1),
+                Some(State::None(kind)) => add_without(&mut space, start, end, *kind),
+                _ => add_without(&mut space, start, end, MappingKind::NoTable),
             }
         }
         self.publish(&told, space, files)
@@ -345,20 +351,18 @@ impl Unwinder {
         }
     }
 
-    /// Makes sure that a file has its table, if it can have one, and says whether it has.
+    /// Makes sure that a file has its table, if it can have one.
     fn place(
         &mut self,
         key: FileKey,
         open: impl Fn() -> Option<Arc<File>>,
-    ) -> Result<bool, MapError> {
+    ) -> Result<(), MapError> {
         let clock = self.clock;
         if let Some(entry) = self.files.get_mut(&key) {
             entry.used = clock;
             match &entry.state {
-                State::Placed(_) => return Ok(true),
-                State::None => return Ok(false),
-                State::NoRoom(since) if since.elapsed() < RETRY => return Ok(false),
-                State::NoRoom(_) => {}
+                State::NoRoom(since) if since.elapsed() >= RETRY => {}
+                _ => return Ok(()),
             }
         }
         let began = Instant::now();
@@ -382,17 +386,19 @@ impl Unwinder {
             Err(reason) => {
                 debug!(?key, reason = reason.name(), "a file has no unwind table");
                 self.stats.without[reason as usize] += 1;
-                State::None
+                State::None(match reason {
+                    NoTable::Go => MappingKind::FramePointers,
+                    _ => MappingKind::NoTable,
+                })
             }
         };
-        let placed = matches!(state, State::Placed(_));
         if self.files.len() >= FILES {
             // Those without a table are cheap to try again.
             self.files
                 .retain(|_, entry| entry.users > 0 || matches!(entry.state, State::Placed(_)));
         }
         self.files.insert(key, Entry { state, users: 0, used: self.clock });
-        Ok(placed)
+        Ok(())
     }
 
     fn upload(&mut self, table: &unwind::FileTable) -> Result<State, MapError> {

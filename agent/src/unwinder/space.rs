@@ -53,16 +53,18 @@ pub(super) fn add(
 }
 
 /// Adds memory without a table.
-pub(super) fn add_unknown(space: &mut Vec<Mapping>, start: u64, end: u64) {
-    push(space, start, end, None);
+pub(super) fn add_without(space: &mut Vec<Mapping>, start: u64, end: u64, kind: MappingKind) {
+    space.push(Mapping { start, end, bias: 0, table: 0, kind: kind as u32 });
 }
 
 fn push(space: &mut Vec<Mapping>, start: u64, end: u64, table: Option<(&Part, u64)>) {
-    let (bias, table, kind) = match table {
-        Some((part, bias)) => (bias, part.slot, MappingKind::Table as u32 | part.pages << 8),
-        None => (0, 0, MappingKind::NoTable as u32),
-    };
-    space.push(Mapping { start, end, bias, table, kind });
+    match table {
+        Some((part, bias)) => {
+            let kind = MappingKind::Table as u32 | part.pages << 8;
+            space.push(Mapping { start, end, bias, table: part.slot, kind });
+        }
+        None => add_without(space, start, end, MappingKind::NoTable),
+    }
 }
 
 #[cfg(test)]
