@@ -244,7 +244,7 @@ fn node() -> Result<()> {
         for (;;) { fib(20); [...Array(1000).keys()].sort((a, b) => b - a); }";
     interpreter.start(Command::new("node").args(["-e", script]))?;
     let recorded = interpreter.record("node")?;
-    has(&recorded, "main", 80.0);
+    has(&recorded, "node::Start", 80.0);
     Ok(())
 }
 
