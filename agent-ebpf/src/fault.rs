@@ -7,10 +7,11 @@ use aya_ebpf::{
     programs::PerfEventContext,
 };
 use aya_log_ebpf::warn;
-use podflame_wire::{Drop, FAULT_INTERVAL_NS, Probe};
+use podflame_wire::{Drop, FAULT_INTERVAL_NS, Probe, python::MAX_PYTHON_FRAMES};
 
 use crate::{
     maps::{FAULT_SCRATCH, TALLIES, Tally},
+    python_stack,
     record::Run,
     stack::set,
     task,
@@ -61,6 +62,13 @@ fn fault(ctx: &PerfEventContext, probe: Probe) {
         let (regs, _) = task::interrupted(ctx.ctx);
         set(&mut header.stack.kernel_frames, 0);
         scratch.walk.run(regs, &mut scratch.frames, &mut header.stack);
+        python_stack::walk(
+            &mut scratch.python,
+            &header.task,
+            &mut scratch.frames,
+            &mut header.stack,
+            MAX_PYTHON_FRAMES,
+        );
         // What a major fault is in may have been mapped since the process was read, and soon be gone.
         run.send(scratch, is_major(probe) && rested)
     };

@@ -4,10 +4,11 @@ use aya_ebpf::{
     helpers::generated::bpf_get_current_cgroup_id, macros::perf_event, programs::PerfEventContext,
 };
 use aya_log_ebpf::warn;
-use podflame_wire::{Drop, Probe};
+use podflame_wire::{Drop, Probe, python::MAX_PYTHON_FRAMES};
 
 use crate::{
     maps::ON_CPU_SCRATCH,
+    python_stack,
     record::Run,
     stack::{self, set},
     task,
@@ -39,6 +40,13 @@ pub(crate) fn on_cpu(ctx: PerfEventContext) -> u32 {
             stack::kernel(ctx.ctx.cast(), &mut scratch.frames, &mut header.stack);
         }
         scratch.walk.run(regs, &mut scratch.frames, &mut header.stack);
+        python_stack::walk(
+            &mut scratch.python,
+            &header.task,
+            &mut scratch.frames,
+            &mut header.stack,
+            MAX_PYTHON_FRAMES,
+        );
         run.send(scratch, false)
     };
     if full == Err(0) {

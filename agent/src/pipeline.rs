@@ -22,8 +22,9 @@ use crate::{
     attribute, clock,
     decode::decode,
     event::{CgroupId, KTime, Probe, ProcessKey},
-    kernel::{Config, Kernel, KernelError, ProbeState, ring::Ring},
+    kernel::{Config, Kernel, KernelError, ProbeState, PythonMap, ring::Ring},
     profile::Batch,
+    python::{self, Code, Program},
     resolve::{Resolver, Seen},
     symbols::{Sighting, Sights},
 };
@@ -51,6 +52,14 @@ const MAX_SIGHTED: usize = 65_536;
 /// How often a process with major faults is read again: each may be in a file that was mapped since,
 /// and waits for a device far longer than that costs.
 const AGAIN_NS: u64 = 10_000_000;
+
+/// Code objects that were sent to be read; beyond it all are forgotten, and sent again. Each costs some
+/// 40 bytes.
+const MAX_CODES: usize = 65_536;
+
+/// How often a code object is read again: another may have taken its address. Each reading costs some
+/// 10 µs.
+const CODE_AGAIN_NS: u64 = 10_000_000_000;
 
 /// When a new process is read for the second time: later than a program takes to start.
 const YOUNG: Duration = Duration::from_millis(10);
@@ -88,6 +97,10 @@ pub struct Pipeline {
 /// In the order in which it is to be done: a process is read before its events are resolved.
 enum Work {
     Sight(ProcessKey, CgroupId, Option<(Seen, OwnedSemaphorePermit)>),
+    /// Code objects of Python that were seen, by their addresses.
+    Codes(ProcessKey, Vec<u64>),
+    /// What was read of them.
+    Read(ProcessKey, python::Read, OwnedSemaphorePermit),
     Flush {
         flush: Flush,
         start: KTime,
@@ -109,7 +122,8 @@ impl Pipeline {
         resolver: Resolver,
         batches: mpsc::Sender<Arc<Batch>>,
     ) -> Result<Self, KernelError> {
-        let (kernel, ring) = Kernel::start(options.kernel)?;
+        let (mut kernel, ring) = Kernel::start(options.kernel)?;
+        let reader = PythonReader { reader: python::Reader::default(), map: kernel.python()? };
         let probes = Probe::ALL.iter().map(|p| (*p, kernel.state(*p).clone())).collect();
         let cpus = kernel.cpus().len();
         let (work, seen) = mpsc::channel(QUEUE);
@@ -121,7 +135,7 @@ impl Pipeline {
             .map_err(|e| KernelError::Io("start the thread that reads processes", e))?;
         thread::Builder::new()
             .name("witness".to_owned())
-            .spawn(move || clock.block_on(witness(sights, seen, read)))
+            .spawn(move || clock.block_on(witness(sights, reader, seen, read)))
             .map_err(|e| KernelError::Io("start the thread that reads processes", e))?;
         thread::Builder::new()
             .name("resolver".to_owned())
@@ -135,6 +149,7 @@ impl Pipeline {
             work,
             places: Arc::new(Semaphore::new(FLUSHES)),
             sighted: HashMap::default(),
+            codes: HashMap::default(),
             since: clock::monotonic(),
             cgroups: options.cgroups,
         };
@@ -160,7 +175,12 @@ impl Pipeline {
 
 /// Reads processes until the collector is gone. A new one is read twice: at its first event it may
 /// be about to execute another program, or still be loading its libraries.
-async fn witness(mut sights: Sights, mut seen: mpsc::Receiver<Work>, read: mpsc::Sender<Work>) {
+async fn witness(
+    mut sights: Sights,
+    mut python: PythonReader,
+    mut seen: mpsc::Receiver<Work>,
+    read: mpsc::Sender<Work>,
+) {
     let room = Arc::new(Semaphore::new(SEEN_KIB as usize));
     let mut young: VecDeque<(Instant, ProcessKey, CgroupId)> = VecDeque::new();
     loop {
@@ -176,19 +196,31 @@ async fn witness(mut sights: Sights, mut seen: mpsc::Receiver<Work>, read: mpsc:
             () = again => {
                 let Some((_, process, cgroup)) = young.pop_front() else { continue };
                 let Some(sighting) = sights.read_again(process) else { continue };
-                let seen = Seen { sighting: Some(sighting), facts: attribute::facts(process) };
+                let facts = attribute::facts(process);
+                let python = python.look(process, &sighting);
+                let seen = Seen { sighting: Some(sighting), facts, python };
                 Some(Work::Sight(process, cgroup, with_room(seen, &room)))
             }
             work = seen.recv() => work.map(|work| match work {
                 Work::Sight(process, cgroup, _) => {
                     let facts = attribute::facts(process);
-                    let seen = Seen { sighting: sights.read(process), facts };
+                    let sighting = sights.read(process);
+                    let python = sighting.as_ref().and_then(|seen| python.look(process, seen));
+                    let seen = Seen { sighting, facts, python };
                     if seen.sighting.is_some() && young.len() < QUEUE {
                         young.push_back((Instant::now() + YOUNG, process, cgroup));
                     }
                     Work::Sight(process, cgroup, with_room(seen, &room))
                 }
-                flush @ Work::Flush { .. } => flush,
+                Work::Codes(process, codes) => {
+                    let codes = python.reader.read(process, &codes);
+                    let bytes = codes.iter().map(|(_, code)| code.as_ref().map_or(64, Code::bytes));
+                    match room_for(bytes.sum(), &room) {
+                        Some(room) => Work::Read(process, codes, room),
+                        None => Work::Codes(process, Vec::new()),
+                    }
+                }
+                other => other,
             }),
         };
         let Some(work) = work else { return };
@@ -202,8 +234,28 @@ async fn witness(mut sights: Sights, mut seen: mpsc::Receiver<Work>, read: mpsc:
 /// the process by itself.
 fn with_room(seen: Seen, room: &Arc<Semaphore>) -> Option<(Seen, OwnedSemaphorePermit)> {
     let bytes = seen.sighting.as_ref().map_or(0, Sighting::bytes);
+    room_for(bytes, room).map(|room| (seen, room))
+}
+
+fn room_for(bytes: usize, room: &Arc<Semaphore>) -> Option<OwnedSemaphorePermit> {
     let kib = u32::try_from(bytes / 1024 + 1).unwrap_or(SEEN_KIB).min(SEEN_KIB);
-    room.clone().try_acquire_many_owned(kib).ok().map(|room| (seen, room))
+    room.clone().try_acquire_many_owned(kib).ok()
+}
+
+/// Finds Python in processes, and tells the programs in the kernel.
+struct PythonReader {
+    reader: python::Reader,
+    map: PythonMap,
+}
+
+impl PythonReader {
+    fn look(&mut self, process: ProcessKey, seen: &Sighting) -> Option<Arc<Program>> {
+        let found = self.reader.look(process, seen);
+        if let Err(e) = self.map.set(process.pid, found.as_ref().map(|program| &program.process)) {
+            warn!(pid = process.pid, "its Python frames are left out: {e}");
+        }
+        found
+    }
 }
 
 /// The resolver's thread: until the collector is gone.
@@ -217,7 +269,9 @@ fn resolve_all(
             Work::Sight(process, cgroup, Some((seen, _room))) => {
                 resolver.sight(process, cgroup, seen);
             }
-            Work::Sight(_, _, None) => {}
+            Work::Read(process, codes, _room) => resolver.read(process, codes),
+            // The resolver reads by itself what it needs and has not.
+            Work::Sight(_, _, None) | Work::Codes(..) => {}
             Work::Flush { flush, start, end, account, _place } => {
                 let batch = resolver.resolve(flush, start, end, *account);
                 if batches.blocking_send(Arc::new(batch)).is_err() {
@@ -237,6 +291,8 @@ struct Collector {
     places: Arc<Semaphore>,
     /// When each was last sent to be read, by the time of the event.
     sighted: HashMap<ProcessKey, KTime, foldhash::fast::RandomState>,
+    /// When each code object of Python was last sent to be read, by the time of the event.
+    codes: HashMap<(ProcessKey, u64), KTime, foldhash::fast::RandomState>,
     since: KTime,
     cgroups: Option<CgroupFinder>,
 }
@@ -286,8 +342,9 @@ impl Collector {
 
     /// Takes what waits in the ring buffer, at most [`DRAIN`] records.
     fn drain(&mut self, ring: &mut Ring) -> usize {
-        let Self { aggregator, sighted, work, .. } = self;
-        ring.drain(DRAIN, |bytes| match decode(bytes) {
+        let Self { aggregator, sighted, codes, work, .. } = self;
+        let mut fresh: HashMap<ProcessKey, Vec<u64>> = HashMap::new();
+        let drained = ring.drain(DRAIN, |bytes| match decode(bytes) {
             Ok(event) => {
                 let process = event.task.process;
                 let due = sighted.get(&process).is_none_or(|last| {
@@ -302,6 +359,18 @@ impl Collector {
                     let _ = work.try_send(Work::Sight(process, event.cgroup, None));
                     sighted.insert(process, event.time);
                 }
+                for code in event.stack.codes() {
+                    let due = codes
+                        .get(&(process, code))
+                        .is_none_or(|last| event.time.0.saturating_sub(last.0) >= CODE_AGAIN_NS);
+                    if due {
+                        if codes.len() >= MAX_CODES {
+                            codes.clear();
+                        }
+                        codes.insert((process, code), event.time);
+                        fresh.entry(process).or_default().push(code);
+                    }
+                }
                 aggregator.add(&event);
             }
             Err(e) => {
@@ -309,7 +378,12 @@ impl Collector {
                 let probe = bytes.first().and_then(|kind| Probe::from_number(*kind));
                 aggregator.drop(probe.unwrap_or(Probe::OnCpu), AgentDrop::Malformed);
             }
-        })
+        });
+        for (process, codes) in fresh {
+            // As above.
+            let _ = work.try_send(Work::Codes(process, codes));
+        }
+        drained
     }
 
     /// Sends what was gathered to the resolver, which has a place for it.

@@ -14,7 +14,10 @@ use aya::{
         tp_btf::BtfTracePointLinkId,
     },
 };
-use podflame_wire::{Control, Counters, Probe, field, map};
+use podflame_wire::{
+    Control, Counters, Probe, field, map,
+    python::{PROCESS_WORDS, Process},
+};
 use tracing::{info, warn};
 use zerocopy::transmute;
 
@@ -330,6 +333,16 @@ impl Kernel {
         replace_cgroups(&mut self.ebpf, cgroups)
     }
 
+    /// The map of processes that run Python, for whoever finds them. Can be taken once.
+    ///
+    /// # Errors
+    ///
+    /// If it is not there.
+    pub fn python(&mut self) -> Result<PythonMap, KernelError> {
+        let map = take_map(&mut self.ebpf, map::PYTHON)?;
+        HashMap::try_from(map).map(PythonMap).map_err(|e| wrong_map(map::PYTHON, &e))
+    }
+
     /// Stops every probe. What is in the ring buffer stays readable, and so do the counters.
     pub fn stop(&mut self) {
         self.events.clear();
@@ -372,6 +385,30 @@ impl Kernel {
             account.run_time_ns = account.run_count.and(stats).map(|(_, time)| time);
         }
         Ok(())
+    }
+}
+
+/// Tells the programs which processes run Python.
+pub struct PythonMap(HashMap<MapData, u32, [u64; PROCESS_WORDS]>);
+
+impl PythonMap {
+    /// What a process runs from now on: this, or no Python.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel refuses it.
+    pub fn set(&mut self, pid: u32, process: Option<&Process>) -> Result<(), KernelError> {
+        match process {
+            Some(process) => {
+                let words: [u64; PROCESS_WORDS] = transmute!(*process);
+                self.0.insert(pid, words, 0).map_err(|e| wrong_map(map::PYTHON, &e))
+            }
+            None => {
+                // Nearly always it is not there.
+                let _ = self.0.remove(&pid);
+                Ok(())
+            }
+        }
     }
 }
 

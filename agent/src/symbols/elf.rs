@@ -29,7 +29,7 @@ const BUILD_ID: usize = 64;
 
 /// An open ELF file.
 #[derive(Debug)]
-pub(super) struct Elf {
+pub(crate) struct Elf {
     file: Arc<File>,
     len: u64,
     modified: (i64, i64),
@@ -52,17 +52,17 @@ struct Segment {
 
 /// A section header.
 #[derive(Clone, Debug)]
-pub(super) struct Section {
+pub(crate) struct Section {
     /// Its name, lossy.
     pub(super) name: String,
     /// `SHT_*`.
-    pub(super) kind: u32,
+    pub(crate) kind: u32,
     /// Address in memory.
-    pub(super) address: u64,
+    pub(crate) address: u64,
     /// Bytes it holds, compressed or not.
-    pub(super) size: u64,
+    pub(crate) size: u64,
     /// Index of the section it refers to.
-    pub(super) link: usize,
+    pub(crate) link: usize,
     flags: u64,
     offset: u64,
 }
@@ -75,7 +75,7 @@ impl Section {
 }
 
 /// Little-endian fields of a header, all zero behind its end.
-pub(super) struct Fields<'a>(pub(super) &'a [u8]);
+pub(crate) struct Fields<'a>(pub(crate) &'a [u8]);
 
 impl Fields<'_> {
     fn bytes<const N: usize>(&self, at: usize) -> [u8; N] {
@@ -83,29 +83,29 @@ impl Fields<'_> {
     }
 
     /// The byte at an offset.
-    pub(super) fn u8(&self, at: usize) -> u8 {
+    pub(crate) fn u8(&self, at: usize) -> u8 {
         u8::from_le_bytes(self.bytes(at))
     }
 
     /// The 16 bits at an offset.
-    pub(super) fn u16(&self, at: usize) -> u16 {
+    pub(crate) fn u16(&self, at: usize) -> u16 {
         u16::from_le_bytes(self.bytes(at))
     }
 
     /// The 32 bits at an offset.
-    pub(super) fn u32(&self, at: usize) -> u32 {
+    pub(crate) fn u32(&self, at: usize) -> u32 {
         u32::from_le_bytes(self.bytes(at))
     }
 
     /// The 64 bits at an offset.
-    pub(super) fn u64(&self, at: usize) -> u64 {
+    pub(crate) fn u64(&self, at: usize) -> u64 {
         u64::from_le_bytes(self.bytes(at))
     }
 }
 
 impl Elf {
     /// Reads the headers and the build ID.
-    pub(super) fn open(file: Arc<File>, metadata: &Metadata) -> Result<Self, Unknown> {
+    pub(crate) fn open(file: Arc<File>, metadata: &Metadata) -> Result<Self, Unknown> {
         let mut elf = Self {
             file,
             len: metadata.len(),
@@ -177,7 +177,7 @@ impl Elf {
 
     /// The address that the linker gave to an offset in the file. Segments share pages of the file,
     /// and code is what is asked for, so that executable ones come first.
-    pub(super) fn address(&self, offset: u64) -> Option<u64> {
+    pub(crate) fn address(&self, offset: u64) -> Option<u64> {
         let holds = |s: &&Segment| offset.checked_sub(s.offset).is_some_and(|o| o < s.len);
         let segment = (self.segments.iter().find(|s| s.executable && holds(s)))
             .or_else(|| self.segments.iter().find(holds))?;
@@ -190,12 +190,12 @@ impl Elf {
     }
 
     /// Whether addresses have 64 bits.
-    pub(super) fn wide(&self) -> bool {
+    pub(crate) fn wide(&self) -> bool {
         self.wide
     }
 
     /// Reads `len` bytes; `most` bounds what is read at once.
-    pub(super) fn read(&self, offset: u64, len: u64, most: u64) -> Result<Vec<u8>, Unknown> {
+    pub(crate) fn read(&self, offset: u64, len: u64, most: u64) -> Result<Vec<u8>, Unknown> {
         if len > most {
             return Err(Unknown::TooLarge);
         }
@@ -213,7 +213,7 @@ impl Elf {
     }
 
     /// The section headers; none if the file has been stripped of them.
-    pub(super) fn sections(&self) -> Result<Vec<Section>, Unknown> {
+    pub(crate) fn sections(&self) -> Result<Vec<Section>, Unknown> {
         let (at, entry, count) = self.sections_at;
         if at == 0 || count == 0 {
             return Ok(Vec::new());
@@ -252,7 +252,7 @@ impl Elf {
     }
 
     /// The place of a section's bytes in the file, if it has any and they are not compressed.
-    pub(super) fn plain(&self, section: &Section) -> Option<(u64, u64)> {
+    pub(crate) fn plain(&self, section: &Section) -> Option<(u64, u64)> {
         let compressed = section.flags & elf::SHF_COMPRESSED.0 != 0;
         let inside = section.offset.checked_add(section.size).is_some_and(|end| end <= self.len);
         (section.kind != elf::SHT_NOBITS.0 && !compressed && inside)

@@ -30,7 +30,7 @@ const FAILURES: u32 = 16;
 /// root is part of it, because its debug file may be there: processes of another root may not
 /// choose the names in this one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub(super) struct FileKey {
+pub(crate) struct FileKey {
     root: (u64, u64),
     dev: u64,
     ino: u64,

@@ -10,7 +10,7 @@
 mod answer;
 mod debug;
 mod dwarf;
-mod elf;
+pub(crate) mod elf;
 mod files;
 mod kernel;
 mod limits;
@@ -20,7 +20,7 @@ mod names;
 mod perf;
 mod process;
 mod results;
-mod sight;
+pub(crate) mod sight;
 mod sys;
 mod table;
 #[cfg(test)]
@@ -33,6 +33,7 @@ use std::{
 
 use hashbrown::HashMap;
 
+pub(crate) use self::sight::memory;
 pub use self::{
     answer::{Module, Region, Symbol, Unknown},
     limits::{Limits, Stats},
