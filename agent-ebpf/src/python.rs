@@ -26,17 +26,18 @@ pub const MAX_STATES: usize = 128;
 const WORDS: usize = 32;
 
 /// Most bytes that [`Layout::thread_bytes`] and [`Layout::frame_bytes`] can ask for.
-pub const MAX_BYTES: u16 = (WORDS * 8) as u16;
+pub const MAX_BYTES: u16 = (WORDS * 8 - 8) as u16;
 
 /// [`Layout::current`] where a thread state holds the frame itself.
 pub const DIRECT: u16 = u16::MAX;
 
 /// The bit of a frame's second word that says that the next outer frame, if there is one, is of
-/// another call of the interpreter's loop. The low 32 bits are the place in the code.
+/// another call of the interpreter's loop.
 pub const ENTRY: u64 = 1 << 32;
 
-/// The place of a frame whose next instruction is outside its code.
-pub const NO_PLACE: u32 = u32::MAX;
+/// The bits of a frame's second word that are the place in the code. As a signed number it is negative
+/// while the frame has not begun.
+pub const PLACE: u64 = 0xffff_ffff;
 
 numbered! {
     /// Why a Python stack ended where it did.
@@ -53,22 +54,6 @@ numbered! {
         NoThread = 4, "no_thread";
     }
 }
-
-numbered! {
-    /// What frames are, and how they say where native code called the interpreter.
-    FrameKind: u16 {
-        /// Objects, each with a call of the interpreter's loop of its own (3.8 to 3.10).
-        Object = 0, "object";
-        /// Parts of the thread's stack; the outermost of each call has `is_entry` set (3.11).
-        Entry = 1, "entry";
-        /// The same; behind the outermost of each call is one whose owner is the native stack, and
-        /// that runs no code of the program (3.12 and later).
-        Shim = 2, "shim";
-    }
-}
-
-/// `FRAME_OWNED_BY_CSTACK` of `enum _frameowner`, `Include/internal/pycore_frame.h`, 3.12 and 3.13.
-const OWNED_BY_CSTACK: u64 = 3;
 
 record! {
     /// Byte offsets of an interpreter's structs. All are multiples of 8 but `frame_owner`.
@@ -97,14 +82,20 @@ record! {
         pub frame_code: u16,
         /// The instruction: its number (`f_lasti`), or its address.
         pub frame_place: u16,
-        /// `is_entry` or `owner`, a byte.
+        /// The byte that says whether a frame is the outermost of a call of the interpreter's loop.
         pub frame_owner: u16,
-        /// A [`FrameKind`].
-        pub frame_kind: u16,
-        /// `PyCodeObject.co_code_adaptive`: where the instructions are that an address is of.
+        /// What of that byte counts.
+        pub owner_mask: u16,
+        /// What it is in an outermost frame.
+        pub owner_entry: u16,
+        /// 1: an outermost frame only marks that it is, and runs no code of the program.
+        pub shims: u16,
+        /// 1: the instruction is an address.
+        pub relative: u16,
+        /// `PyCodeObject.co_code_adaptive`: where the instructions begin that an address is of.
         pub code_start: u16,
         /// Zero.
-        pub pad: u16,
+        pub pad: [u16; 2],
     }
 }
 
@@ -292,36 +283,23 @@ impl Walk {
         }
         let previous = self.word(get(&self.process.layout.frame_previous));
         set(&mut self.at, previous);
-        let mut code = self.word(get(&self.process.layout.frame_code));
-        let mut place = self.word(get(&self.process.layout.frame_place));
-        let kind = get(&self.process.layout.frame_kind);
-        if kind == FrameKind::Object as u16 {
-            return Ok((code, place & 0xffff_ffff | ENTRY));
-        }
+        // Without a branch: the verifier would look at each frame once for each way through it.
         let at = get(&self.process.layout.frame_owner);
-        let owner = self.word(at) >> ((at & 7) * 8) & 0xff;
-        let start = code.wrapping_add(get(&self.process.layout.code_start) as u64);
-        place = place.wrapping_sub(start);
-        if place > i32::MAX as u64 {
-            place = NO_PLACE as u64;
-        }
-        if kind == FrameKind::Shim as u16 {
-            if owner == OWNED_BY_CSTACK {
-                code = 0;
-                place |= ENTRY;
-            }
-        } else if owner != 0 {
-            place |= ENTRY;
-        }
-        Ok((code, place))
+        let owner = self.word(at) >> ((at & 7) * 8) & get(&self.process.layout.owner_mask) as u64;
+        let entry = zero(owner ^ get(&self.process.layout.owner_entry) as u64);
+        let hidden = ones(entry & get(&self.process.layout.shims) as u64);
+        let code = self.word(get(&self.process.layout.frame_code));
+        let start = code.wrapping_add(get(&self.process.layout.code_start) as u64)
+            & ones(get(&self.process.layout.relative) as u64);
+        let place = self.word(get(&self.process.layout.frame_place)).wrapping_sub(start);
+        Ok((code & !hidden, place & PLACE | entry << ENTRY.trailing_zeros()))
     }
 
     /// Copies from an address to the words.
     #[inline(always)]
     fn read(&mut self, memory: &impl Memory, address: u64, bytes: u16) -> bool {
-        // At most what the words hold, as the verifier wants to know.
-        let bytes = if bytes > MAX_BYTES { MAX_BYTES } else { bytes };
-        memory.read(&mut self.words, bytes as u32, address)
+        // A mask, since a comparison would give the verifier two ways from here.
+        memory.read(&mut self.words, bytes as u32 & (WORDS as u32 * 8 - 1), address)
     }
 
     /// One word of memory.
@@ -343,6 +321,18 @@ impl Default for Walk {
     }
 }
 
+/// 1 for 0, and 0 for any other number up to 2^63.
+#[inline(always)]
+fn zero(number: u64) -> u64 {
+    number.wrapping_sub(1) >> 63
+}
+
+/// All bits for 1, and none for 0.
+#[inline(always)]
+fn ones(bit: u64) -> u64 {
+    0_u64.wrapping_sub(bit)
+}
+
 /// Reads a field from memory, not from a register that still holds it.
 #[inline(always)]
 fn get<T: Copy>(field: &T) -> T {
@@ -358,7 +348,7 @@ fn set<T: Copy>(field: &mut T, value: T) {
 }
 
 const _: () = {
-    assert!(size_of::<Layout>() == 32);
-    assert!(size_of::<Process>() == 48);
+    assert!(size_of::<Layout>() == 40);
+    assert!(size_of::<Process>() == 56);
     assert!(WORDS.is_power_of_two());
 };

@@ -118,8 +118,8 @@ struct Named {
     flavour: Option<u8>,
 }
 
-/// Reads `python3.11`, `libpython3.11.so.1.0` and the like; others may hold an interpreter too, such as
-/// `uwsgi`, and are told apart by their symbols alone where `lib` and `python` do not say so.
+/// Reads `python3.11`, `libpython3.11.so.1.0` and the like. Files of other names are not looked into: a
+/// program that has an interpreter built in, such as some builds of uWSGI, shows native frames only.
 fn named(path: &[u8]) -> Option<Named> {
     let name = path.rsplit(|b| *b == b'/').next()?;
     let name = name.strip_prefix(b"lib").unwrap_or(name);

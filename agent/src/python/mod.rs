@@ -139,8 +139,10 @@ impl Codes {
         if let Some(known) = self.codes.get(&(process, address)) {
             return known.clone();
         }
-        let program = self.programs.get(&process).ok_or(NoCode::Gone)?;
-        let (_, code) = read(process, program, &[address]).pop().ok_or(NoCode::Gone)?;
+        let program = self.programs.get(&process);
+        let mut code = program.map_or_else(Vec::new, |program| read(process, program, &[address]));
+        // Kept also if nothing is known, so that it is noticed when something is.
+        let code = code.pop().map_or(Err(NoCode::Gone), |(_, code)| code);
         self.insert(process, address, code)
     }
 

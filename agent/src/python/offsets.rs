@@ -1,7 +1,7 @@
 //! The offsets that an interpreter publishes: `_Py_DebugOffsets` at the beginning of `_PyRuntime`
 //! (`Include/internal/pycore_runtime.h` of 3.13). Pure; the bytes may be anything.
 
-use podflame_wire::python::{DIRECT, FrameKind, Layout, MAX_BYTES};
+use podflame_wire::python::{DIRECT, Layout, MAX_BYTES};
 
 use super::version::Version;
 
@@ -66,9 +66,8 @@ pub(super) fn read(table: &[u8], version: Version) -> Result<Version, &'static s
         frame_code: offset(word::FRAME_EXECUTABLE)?,
         frame_place: offset(word::FRAME_INSTRUCTION)?,
         frame_owner: offset(word::FRAME_OWNER)?,
-        frame_kind: FrameKind::Shim as u16,
         code_start: offset(word::CODE_START)?,
-        pad: 0,
+        ..version.layout
     };
     Ok(Version {
         layout: measured(layout)?,

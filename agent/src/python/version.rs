@@ -5,7 +5,7 @@
 //! they are in. They hold for every patch release of a minor version. From 3.13 on the interpreter
 //! publishes its own, which are read instead ([`super::offsets`]).
 
-use podflame_wire::python::{DIRECT, FrameKind, Layout};
+use podflame_wire::python::{DIRECT, Layout};
 
 /// How a code object says which line an instruction is of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,10 +59,14 @@ const OBJECTS: Layout = Layout {
     frame_previous: 24,
     frame_code: 32,
     frame_place: 104,
+    // Each frame is a call of its own: whatever is there, none of it counts.
     frame_owner: 0,
-    frame_kind: FrameKind::Object as u16,
+    owner_mask: 0,
+    owner_entry: 0,
+    shims: 0,
+    relative: 0,
     code_start: 0,
-    pad: 0,
+    pad: [0; 2],
 };
 
 /// `_PyInterpreterFrame` of 3.11, `Include/internal/pycore_frame.h`; `_PyCFrame`,
@@ -80,10 +84,14 @@ const ENTRIES: Layout = Layout {
     frame_previous: 48,
     frame_code: 32,
     frame_place: 56,
+    // `is_entry`, a `bool`.
     frame_owner: 68,
-    frame_kind: FrameKind::Entry as u16,
+    owner_mask: 1,
+    owner_entry: 1,
+    shims: 0,
+    relative: 1,
     code_start: 184,
-    pad: 0,
+    pad: [0; 2],
 };
 
 /// `_PyInterpreterFrame` of 3.12, `Include/internal/pycore_frame.h`.
@@ -94,8 +102,11 @@ const SHIMS: Layout = Layout {
     current: 0,
     frame_previous: 8,
     frame_code: 0,
+    // `owner`; `FRAME_OWNED_BY_CSTACK` of `enum _frameowner` is 3.
     frame_owner: 70,
-    frame_kind: FrameKind::Shim as u16,
+    owner_mask: 0xff,
+    owner_entry: 3,
+    shims: 1,
     code_start: 192,
     ..ENTRIES
 };
