@@ -252,7 +252,7 @@ impl Resolver {
                     let symbols = self.symbols.user(process, *address, index > 0);
                     self.push(&mut frames, FrameKind::User, symbols);
                 }
-                Merged::Python(code, place) => frames.push(self.python(process, code, place)),
+                Merged::Python(code, place) => frames.extend(self.python(process, code, place)),
             }
         }
         if matches!(raw.end, StackEnd::Truncated | StackEnd::Unreadable) {
@@ -284,14 +284,15 @@ impl Resolver {
         python::merge::merge(&loops, python, complete)
     }
 
-    /// The frame of a place in a Python function.
-    fn python(&mut self, process: ProcessKey, code: u64, place: u32) -> FrameId {
+    /// The frame of a place in a Python function; `None` if it is not of the program.
+    fn python(&mut self, process: ProcessKey, code: u64, place: u32) -> Option<FrameId> {
         let module = match self.python.program(process) {
             Some(program) => format!("[python 3.{}]", program.version.minor),
             None => "[python]".to_owned(),
         };
         let code = self.python.find(process, code);
         let (name, file, line) = match &code {
+            Ok(code) if code.hidden => return None,
             Ok(code) => (&*code.name, &*code.file, code.line(place)),
             Err(unknown) => (unknown.name(), "", 0),
         };
@@ -304,7 +305,7 @@ impl Resolver {
         };
         let function = self.interner.function(function);
         let kind = FrameKind::Python;
-        self.interner.frame(Frame { function, line, offset: 0, kind, inlined: false })
+        Some(self.interner.frame(Frame { function, line, offset: 0, kind, inlined: false }))
     }
 
     fn push(&mut self, frames: &mut Vec<FrameId>, kind: FrameKind, symbols: Arc<[Symbol]>) {

@@ -65,6 +65,9 @@ pub struct Code {
     pub name: Box<str>,
     /// The file that it was compiled from.
     pub file: Box<str>,
+    /// It is no code of the program: the interpreter puts it between frames, and hides it from the program
+    /// too (`_Py_InitCleanup` in `Objects/codeobject.c` of 3.13).
+    pub hidden: bool,
     /// The line that it begins in.
     first_line: u32,
     /// Its line table.
@@ -85,7 +88,7 @@ impl Code {
         code_type: u64,
     ) -> Result<Self, NoCode> {
         let mut head = [0; HEAD];
-        let end = [version.lines, version.name, version.filename, version.first_line];
+        let end = [version.lines, version.name, version.filename, version.traceable];
         let end = usize::from(end.into_iter().max().unwrap_or(0)) + 8;
         let head = head.get_mut(..end).ok_or(NoCode::NotCode)?;
         if !memory.read(address, head) {
@@ -99,7 +102,11 @@ impl Code {
         let file = text(version.filename, FILE)?;
         let lines = bytes(memory, word(head, version.lines.into()));
         let first_line = word(head, version.first_line.into()) as u32;
-        Ok(Self { name, file, first_line, lines, version: *version })
+        // Whose first traceable instruction is behind its end is never seen by the program
+        // (`_PyFrame_IsIncomplete`, `Include/internal/pycore_frame.h`). Both count instructions.
+        let traceable = word(head, version.traceable.into()) as u32;
+        let hidden = version.traceable != 0 && u64::from(traceable) >= word(head, SIZE);
+        Ok(Self { name, file, hidden, first_line, lines, version: *version })
     }
 
     /// The line of a place in the code, as the walk in the kernel gives it; 0 if it has none.

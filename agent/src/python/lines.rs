@@ -87,3 +87,53 @@ fn signed(bytes: &[u8]) -> i64 {
     let half = (value >> 1).cast_signed();
     if value & 1 == 1 { -half } else { half }
 }
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests fail by panicking")]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::python::version::VERSIONS;
+
+    /// Every instruction of every code object in `tests/golden/python/lines.VERSION`, which the
+    /// interpreter of that version wrote (`tests/python/lines.py`).
+    #[test]
+    fn lines_are_those_that_python_says() {
+        for version in VERSIONS {
+            let name = format!("../tests/golden/python/lines.3.{}", version.minor);
+            let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(name);
+            let text = std::fs::read_to_string(path).unwrap();
+            let lines: Vec<&str> = text.lines().collect();
+            assert!(lines.len() > 20, "{} lines for 3.{}", lines.len(), version.minor);
+            for [head, runs] in lines.as_chunks::<2>().0 {
+                let (first, table) = head.strip_prefix("code ").unwrap().split_once(' ').unwrap();
+                let first = first.parse().unwrap();
+                let table: Vec<u8> = (0..table.len() / 2)
+                    .map(|i| u8::from_str_radix(&table[2 * i..2 * i + 2], 16).unwrap())
+                    .collect();
+                let runs: Vec<(u32, u32)> = runs
+                    .split(',')
+                    .map(|run| run.split_once(' ').unwrap())
+                    .map(|(place, line)| (place.parse().unwrap(), line.parse().unwrap()))
+                    .collect();
+                for (index, (start, expected)) in runs.iter().enumerate() {
+                    let end = runs.get(index + 1).map_or(start + 2, |next| next.0);
+                    for place in (*start..end).step_by(2) {
+                        let found = line(version.format, &table, first, place).unwrap_or(0);
+                        assert_eq!(found, *expected, "3.{}, {place} of {head}", version.minor);
+                    }
+                }
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes(table: Vec<u8>, first: u32, place: u32) {
+            for format in [Lines::Lnotab, Lines::Ranges, Lines::Locations] {
+                let _ = line(format, &table, first, place);
+            }
+        }
+    }
+}

@@ -12,6 +12,9 @@ pub mod discover;
 pub mod lines;
 pub mod merge;
 mod offsets;
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests fail by panicking")]
+mod tests;
 pub mod version;
 
 use std::sync::Arc;

@@ -35,6 +35,8 @@ pub struct Version {
     pub lines: u16,
     /// What that is.
     pub format: Lines,
+    /// `PyCodeObject._co_firsttraceable`, 0 where there is no such.
+    pub traceable: u16,
     /// Bytes of an instruction, as `f_lasti` counts.
     pub step: u32,
     /// `sizeof(PyASCIIObject)`: where the characters of an ASCII string are.
@@ -121,6 +123,7 @@ const V3_8: Version = Version {
     name: 112,
     lines: 120,
     format: Lines::Lnotab,
+    traceable: 0,
     step: 1,
     ascii: 48,
     compact: 72,
@@ -145,18 +148,37 @@ const V3_11: Version = Version {
     name: 128,
     lines: 136,
     format: Lines::Locations,
+    traceable: 168,
     step: 1,
     ascii: 48,
     compact: 72,
 };
 
-const V3_12: Version =
-    Version { minor: 12, layout: SHIMS, first_line: 68, ascii: 40, compact: 56, ..V3_11 };
+const V3_12: Version = Version {
+    minor: 12,
+    layout: SHIMS,
+    first_line: 68,
+    traceable: 176,
+    ascii: 40,
+    compact: 56,
+    ..V3_11
+};
 
-/// What 3.13 does not publish: `PyCodeObject` and the strings are as in 3.12 but for that.
+/// The offsets that 3.13 publishes take the place of these, but for those that it does not.
 const V3_13: Version = Version {
     minor: 13,
-    layout: Layout { current: DIRECT, thread_frame: 72, code_start: 200, ..SHIMS },
+    layout: Layout {
+        interpreters: 632,
+        interpreter_next: 7264,
+        interpreter_threads: 7344,
+        thread_bytes: 160,
+        thread_id: 152,
+        thread_frame: 72,
+        current: DIRECT,
+        code_start: 200,
+        ..SHIMS
+    },
+    traceable: 184,
     ..V3_12
 };
 
