@@ -167,10 +167,10 @@ impl Walk {
         at: usize,
         most: usize,
     ) -> (u16, PythonEnd) {
-        if hint == 0 || !self.is_thread(memory, hint) {
-            if let Err(end) = self.find_thread(memory) {
-                return (0, end);
-            }
+        if (hint == 0 || !self.is_thread(memory, hint))
+            && let Err(end) = self.find_thread(memory)
+        {
+            return (0, end);
         }
         let current = get(&self.process.layout.current);
         if current != DIRECT {

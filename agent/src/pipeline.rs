@@ -22,7 +22,7 @@ use crate::{
     attribute, clock,
     decode::decode,
     event::{CgroupId, KTime, Probe, ProcessKey},
-    kernel::{Config, Kernel, KernelError, ProbeState, PythonMap, ring::Ring},
+    kernel::{Config, Kernel, KernelError, ProbeState, python::PythonMap, ring::Ring},
     profile::Batch,
     python::{self, Code, Program},
     resolve::{Resolver, Seen},

@@ -14,16 +14,14 @@ use aya::{
         tp_btf::BtfTracePointLinkId,
     },
 };
-use podflame_wire::{
-    Control, Counters, Probe, field, map,
-    python::{PROCESS_WORDS, Process},
-};
+use podflame_wire::{Control, Counters, Probe, field, map};
 use tracing::{info, warn};
 use zerocopy::transmute;
 
 use self::{
     btf::{Btf, BtfError},
     perf::{PerfEvent, Source},
+    python::PythonMap,
     ring::Ring,
 };
 use crate::{
@@ -33,6 +31,7 @@ use crate::{
 
 pub mod btf;
 pub mod perf;
+pub mod python;
 pub mod ring;
 
 /// The object that `cargo xtask build-ebpf` makes.
@@ -339,8 +338,7 @@ impl Kernel {
     ///
     /// If it is not there.
     pub fn python(&mut self) -> Result<PythonMap, KernelError> {
-        let map = take_map(&mut self.ebpf, map::PYTHON)?;
-        HashMap::try_from(map).map(PythonMap).map_err(|e| wrong_map(map::PYTHON, &e))
+        PythonMap::new(take_map(&mut self.ebpf, map::PYTHON)?)
     }
 
     /// Stops every probe. What is in the ring buffer stays readable, and so do the counters.
@@ -385,30 +383,6 @@ impl Kernel {
             account.run_time_ns = account.run_count.and(stats).map(|(_, time)| time);
         }
         Ok(())
-    }
-}
-
-/// Tells the programs which processes run Python.
-pub struct PythonMap(HashMap<MapData, u32, [u64; PROCESS_WORDS]>);
-
-impl PythonMap {
-    /// What a process runs from now on: this, or no Python.
-    ///
-    /// # Errors
-    ///
-    /// If the kernel refuses it.
-    pub fn set(&mut self, pid: u32, process: Option<&Process>) -> Result<(), KernelError> {
-        match process {
-            Some(process) => {
-                let words: [u64; PROCESS_WORDS] = transmute!(*process);
-                self.0.insert(pid, words, 0).map_err(|e| wrong_map(map::PYTHON, &e))
-            }
-            None => {
-                // Nearly always it is not there.
-                let _ = self.0.remove(&pid);
-                Ok(())
-            }
-        }
     }
 }
 
