@@ -10,6 +10,8 @@
 // Compare-and-exchange, which BPF has since 5.12 but the target's `core::sync::atomic` not yet.
 #![expect(internal_features, reason = "there is no other way to it, and the toolchain is pinned")]
 #![feature(core_intrinsics)]
+// An empty statement that the compiler moves nothing over.
+#![feature(asm_experimental_arch)]
 
 mod fault;
 mod fields;

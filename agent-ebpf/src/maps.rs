@@ -1,7 +1,8 @@
 //! The maps. All are bounded; none is pinned, so they go with the agent.
 
 use aya_ebpf::{
-    btf_maps::SkStorage,
+    bindings::BPF_F_INNER_MAP,
+    btf_maps::{self, ArrayOfMaps, SkStorage},
     macros::{btf_map, map},
     maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf},
 };
@@ -9,9 +10,9 @@ use podflame_wire::{
     Control, Counters, FaultRecord, MAX_CGROUPS, MAX_FRAMES, Probe, RetransmitRecord, SampleRecord,
     StackShape, Task,
     python::{self, MAX_PYTHON_FRAMES, MAX_SENDER_PYTHON_FRAMES},
+    unwind::{MAX_MAPPINGS, MAX_PROCESSES, MAX_RULES, MAX_TABLES, Mapping, Page, Process, Rule},
+    walk::Walk,
 };
-
-use crate::stack::Walk;
 
 /// Room for the frames of a record: two stacks, and a Python one of two words a frame, and up to the
 /// next power of two so that an index can be masked instead of checked.
@@ -82,6 +83,26 @@ pub(crate) static PYTHON_THREADS: LruHashMap<u32, u64> = LruHashMap::with_max_en
 /// Sender stacks of sockets that have retransmitted; freed with the socket.
 #[btf_map]
 pub(crate) static SENDERS: SkStorage<Sender> = SkStorage::new();
+
+/// Processes whose mappings are known.
+#[map]
+pub(crate) static PROCESSES: HashMap<u32, Process> =
+    HashMap::with_max_entries(MAX_PROCESSES as u32, 0);
+
+/// Their mappings.
+#[map]
+pub(crate) static MAPPINGS: Array<Mapping> = Array::with_max_entries(MAX_MAPPINGS as u32, 0);
+
+/// The unwind tables. They come and go, and each has as many pages as it needs.
+#[btf_map]
+pub(crate) static TABLES: ArrayOfMaps<
+    btf_maps::Array<Page, 1, { BPF_F_INNER_MAP as usize }>,
+    MAX_TABLES,
+> = ArrayOfMaps::new();
+
+/// The rules that tables name.
+#[map]
+pub(crate) static RULES: Array<Rule> = Array::with_max_entries(MAX_RULES as u32, 0);
 
 // One scratch for programs that cannot interrupt each other on a CPU. `perf_event` programs exclude
 // one another (`bpf_prog_active` in `kernel/events/core.c`), retransmits run with bottom halves off,

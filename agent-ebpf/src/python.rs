@@ -11,6 +11,8 @@
 #[cfg(feature = "user")]
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
+use crate::walk::{get, set};
+
 /// Most frames of a Python stack, those that only mark where native code began counted too. As
 /// [`MAX_FRAMES`](crate::MAX_FRAMES): a native stack is cut at the same depth.
 pub const MAX_PYTHON_FRAMES: usize = 127;
@@ -331,20 +333,6 @@ fn zero(number: u64) -> u64 {
 #[inline(always)]
 fn ones(bit: u64) -> u64 {
     0_u64.wrapping_sub(bit)
-}
-
-/// Reads a field from memory, not from a register that still holds it.
-#[inline(always)]
-fn get<T: Copy>(field: &T) -> T {
-    // SAFETY: a reference is valid for reads.
-    unsafe { core::ptr::from_ref(field).read_volatile() }
-}
-
-/// Writes a field to memory.
-#[inline(always)]
-fn set<T: Copy>(field: &mut T, value: T) {
-    // SAFETY: a reference is valid for writes.
-    unsafe { core::ptr::from_mut(field).write_volatile(value) }
 }
 
 const _: () = {

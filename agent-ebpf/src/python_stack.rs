@@ -5,12 +5,12 @@ use aya_ebpf::helpers::generated::{bpf_get_current_task_btf, bpf_probe_read_user
 use podflame_wire::{
     StackShape, Task,
     python::{Memory, PythonEnd, Walk},
+    walk::{get, set},
 };
 
 use crate::{
     fields::{TASK_FSBASE, read},
     maps::{PYTHON, PYTHON_THREADS},
-    stack::{get, set},
 };
 
 /// The memory of the running task.

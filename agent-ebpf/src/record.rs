@@ -6,12 +6,10 @@ use aya_ebpf::{
 };
 use podflame_wire::{
     Control, Counters, Drop, FaultRecord, Header, Probe, RetransmitRecord, SampleRecord, Task,
+    walk::get,
 };
 
-use crate::{
-    maps::{CGROUPS, CONTROL, COUNTERS, EVENTS, FRAMES, SEEN, Scratch},
-    stack::get,
-};
+use crate::maps::{CGROUPS, CONTROL, COUNTERS, EVENTS, FRAMES, SEEN, Scratch};
 
 /// One run of a program: every way out of it counts, so that `hits = stored + dropped + filtered`.
 pub(crate) struct Run {
@@ -162,16 +160,18 @@ fn is_new(task: &Task) -> bool {
     if task.pid == 0 {
         return false;
     }
+    // Another program in the same process has other mappings. No machine runs for 2^56 ns.
+    let program = task.start_ns ^ (u64::from(task.exec_id) << 56);
     // SAFETY: the value is copied out at once.
     let known = match unsafe { SEEN.get(task.pid) } {
-        Some(start) => *start == task.start_ns,
+        Some(seen) => *seen == program,
         None => false,
     };
     if known {
         return false;
     }
     // A failure only means that the next record wakes the agent again.
-    let _ = SEEN.insert(task.pid, task.start_ns, 0);
+    let _ = SEEN.insert(task.pid, program, 0);
     true
 }
 

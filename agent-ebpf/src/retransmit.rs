@@ -20,6 +20,7 @@ use aya_log_ebpf::warn;
 use podflame_wire::{
     COMM_LEN, Cause, Drop, Probe, RetransmitRecord, SENDER_INTERVAL_NS, StackEnd, Task,
     python::{MAX_SENDER_PYTHON_FRAMES, PythonEnd},
+    walk::{get, set},
 };
 
 use crate::{
@@ -27,8 +28,7 @@ use crate::{
     maps::{FRAMES, RETRANSMIT_SCRATCH, SENDER_FRAMES, SENDER_SCRATCH, SENDERS, Sender},
     python_stack,
     record::Run,
-    stack::{get, set},
-    task,
+    stack, task,
 };
 
 /// `AF_INET6` of `include/linux/socket.h`; any other family here is `AF_INET`.
@@ -45,7 +45,7 @@ const TCP_CA_LOSS: u8 = 4;
 const CA_STATE_MASK: u8 = 0x1f;
 
 /// The sender of a segment while none is known.
-const NOBODY: Task = Task { pid: 0, tid: 0, start_ns: 0, comm: [0; COMM_LEN] };
+const NOBODY: Task = Task { pid: 0, tid: 0, start_ns: 0, exec_id: 0, pad: 0, comm: [0; COMM_LEN] };
 
 /// A segment is sent again: arguments are the socket and the buffer (`include/trace/events/tcp.h`).
 #[btf_tracepoint(function = "tcp_retransmit_skb")]
@@ -152,15 +152,11 @@ pub(crate) fn sender_stack(ctx: BtfTracePointContext) -> i32 {
             return 0;
         }
         task::write_current(&mut storage.task);
-        let (walk, python_walk) = &mut *walk;
-        walk.run(task::user_registers(), &mut storage.stack, &mut storage.shape);
-        python_stack::walk(
-            python_walk,
-            &storage.task,
-            &mut storage.stack,
-            &mut storage.shape,
-            MAX_SENDER_PYTHON_FRAMES,
-        );
+        let (walk, python) = &mut *walk;
+        let start = task::user_registers(walk);
+        let Sender { task, shape, stack, .. } = &mut *storage;
+        stack::user(walk, start, task, stack, shape);
+        python_stack::walk(python, task, stack, shape, MAX_SENDER_PYTHON_FRAMES);
         storage.time_ns = now;
         set(&mut storage.version, before + 2);
         run.kept(get(&storage.shape.user_end), get(&storage.shape.python_end));

@@ -13,6 +13,10 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 /// Most frames of one kind (kernel or user) in a record, as `kernel.perf_event_max_stack` counts.
 pub const MAX_FRAMES: usize = 127;
 
+/// Set in the address of a user frame that was found by frame pointer, because the code that it called
+/// has no table: if that code kept no frame pointer, the frame is not its caller.
+pub const BY_FRAME_POINTER: u64 = 1 << 63;
+
 /// Bytes of a `comm`, the NUL included (`TASK_COMM_LEN` in `include/linux/sched.h`).
 pub const COMM_LEN: usize = 16;
 
@@ -60,6 +64,7 @@ macro_rules! numbered {
 }
 
 pub mod unwind;
+pub mod walk;
 
 numbered! {
     /// A BPF program that counts for itself. The number indexes [`map::COUNTERS`], and is
@@ -104,10 +109,16 @@ numbered! {
         Truncated = 2, "truncated";
         /// The memory that the next frame is in could not be read.
         Unreadable = 3, "unreadable";
-        /// The frame pointer does not lead to an outer frame: the code keeps none.
+        /// The process has no tables yet, and its frame pointer leads nowhere.
         NoFramePointer = 4, "no_frame_pointer";
         /// Another CPU was writing the stack while it was read.
         Torn = 5, "torn";
+        /// The next address is in no executable memory that is known of the process.
+        NoMapping = 6, "no_mapping";
+        /// The code has no table, and its frame pointer leads nowhere.
+        NoTable = 7, "no_table";
+        /// The file says how to go on in a way that the walk does not follow.
+        UnsupportedRule = 8, "unsupported_rule";
     }
 }
 
@@ -152,6 +163,10 @@ record! {
         /// Start of the thread group's leader in nanoseconds of `CLOCK_BOOTTIME`; tells a reused
         /// `pid` apart. 0 where the kernel's layout does not show it.
         pub start_ns: u64,
+        /// Which program the process runs: it changes with each `execve` (`self_exec_id`).
+        pub exec_id: u32,
+        /// Zero.
+        pub pad: u32,
         /// The thread's name, filled up with NULs.
         pub comm: [u8; COMM_LEN],
     }
@@ -162,7 +177,7 @@ record! {
     pub struct StackShape {
         /// Kernel frames, innermost first.
         pub kernel_frames: u16,
-        /// User frames behind them, innermost first.
+        /// User frames behind them, innermost first; some with [`BY_FRAME_POINTER`].
         pub user_frames: u16,
         /// A [`StackEnd`].
         pub user_end: u8,
@@ -292,12 +307,20 @@ pub mod map {
     pub const CONTROL: &str = "CONTROL";
     /// Hash of the cgroup IDs that are stored when [`Control::only_cgroups`](super::Control) is 1.
     pub const CGROUPS: &str = "CGROUPS";
-    /// Hash of the process start times by `pid`, of processes whose first record woke the agent.
+    /// Hash of processes by `pid`, whose first record woke the agent.
     pub const SEEN: &str = "SEEN";
     /// Socket storage of sender stacks.
     pub const SENDERS: &str = "SENDERS";
     /// Hash of [`Process`](super::python::Process) by `pid`.
     pub const PYTHON: &str = "PYTHON";
+    /// Hash of [`Process`](super::unwind::Process) by `pid`.
+    pub const PROCESSES: &str = "PROCESSES";
+    /// Array of [`Mapping`](super::unwind::Mapping), those of a process one behind the other.
+    pub const MAPPINGS: &str = "MAPPINGS";
+    /// Array of arrays of [`Page`](super::unwind::Page), one for each table.
+    pub const TABLES: &str = "TABLES";
+    /// Array of [`Rule`](super::unwind::Rule).
+    pub const RULES: &str = "RULES";
 }
 
 /// Names of the read-only globals: byte offsets of fields, from the running kernel's BTF.
@@ -310,6 +333,7 @@ pub mod field {
     pub const ALL: &[(&str, &str, &str)] = &[
         ("TASK_GROUP_LEADER", "task_struct", "group_leader"),
         ("TASK_START_BOOTTIME", "task_struct", "start_boottime"),
+        ("TASK_EXEC_ID", "task_struct", "self_exec_id"),
         ("TASK_FLAGS", "task_struct", "flags"),
         // On x86-64 alone. The kernel keeps it current for the running task, but for code that changes
         // it by `wrfsbase`, which no C library does (`do_arch_prctl_64`, `arch/x86/kernel/process_64.c`).
@@ -347,9 +371,9 @@ pub mod field {
 }
 
 const _: () = {
-    assert!(size_of::<Task>() == 32);
+    assert!(size_of::<Task>() == 40);
     assert!(size_of::<StackShape>() == 8);
-    assert!(size_of::<Header>() == 8 + 3 * 8 + 32 + 8);
+    assert!(size_of::<Header>() == 8 + 3 * 8 + 40 + 8);
     assert!(size_of::<SampleRecord>() == size_of::<Header>());
     assert!(size_of::<FaultRecord>() == size_of::<Header>() + 8);
     assert!(size_of::<RetransmitRecord>() == size_of::<Header>() + 8 + 32 + 8 + 16);

@@ -262,7 +262,7 @@ mod tests {
             cgroup: CgroupId(1),
             weight,
             task: Task {
-                process: ProcessKey { pid, start_ns: 0 },
+                process: ProcessKey { pid, ..ProcessKey::default() },
                 tid: pid,
                 comm: Comm::default(),
             },

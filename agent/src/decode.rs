@@ -70,7 +70,11 @@ pub fn decode(bytes: &[u8]) -> Result<Event<'_>, DecodeError> {
         cgroup: CgroupId(header.cgroup_id),
         weight: header.weight,
         task: Task {
-            process: ProcessKey { pid: header.task.pid, start_ns: header.task.start_ns },
+            process: ProcessKey {
+                pid: header.task.pid,
+                start_ns: header.task.start_ns,
+                exec_id: header.task.exec_id,
+            },
             tid: header.task.tid,
             comm: Comm(header.task.comm),
         },
@@ -130,7 +134,14 @@ mod tests {
             time_ns: 1_000,
             cgroup_id: 77,
             weight: 10_101_010,
-            task: WireTask { pid: 5, tid: 6, start_ns: 9, comm: *b"worker\0\0\0\0\0\0\0\0\0\0" },
+            task: WireTask {
+                pid: 5,
+                tid: 6,
+                start_ns: 9,
+                exec_id: 2,
+                pad: 0,
+                comm: *b"worker\0\0\0\0\0\0\0\0\0\0",
+            },
             stack: StackShape {
                 kernel_frames: kernel,
                 user_frames: user,
@@ -204,7 +215,7 @@ mod tests {
     fn wrong_bytes_are_named() {
         let bytes = sample(1, 1);
         assert_eq!(decode(&[]), Err(DecodeError::Short(0)));
-        assert_eq!(decode(&bytes[..bytes.len() - 8]), Err(DecodeError::Length(88, 2)));
+        assert_eq!(decode(&bytes[..bytes.len() - 8]), Err(DecodeError::Length(96, 2)));
         let mut kind = bytes.clone();
         kind[0] = 200;
         assert_eq!(decode(&kind), Err(DecodeError::Kind(200)));

@@ -5,7 +5,9 @@
 
 use std::net::SocketAddr;
 
-pub use podflame_wire::{Cause, Drop as KernelDrop, Probe, StackEnd, python::PythonEnd};
+pub use podflame_wire::{
+    BY_FRAME_POINTER, Cause, Drop as KernelDrop, Probe, StackEnd, python::PythonEnd,
+};
 
 /// A point on `CLOCK_MONOTONIC`, in nanoseconds. The only clock of the kernel side.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -22,6 +24,8 @@ pub struct ProcessKey {
     pub pid: u32,
     /// Start of the thread group's leader in nanoseconds of `CLOCK_BOOTTIME`. 0 if unknown.
     pub start_ns: u64,
+    /// Which program it runs: it changes with each `execve`.
+    pub exec_id: u32,
 }
 
 /// A thread's name as the kernel keeps it: NUL-terminated, any bytes, controlled by the process.

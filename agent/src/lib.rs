@@ -26,3 +26,5 @@ pub mod select;
 pub mod serve;
 pub mod store;
 pub mod symbols;
+pub mod unwind;
+pub mod unwinder;

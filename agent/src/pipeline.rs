@@ -1,8 +1,9 @@
 //! Wires the stages: kernel → decode → aggregate → resolve → whoever takes the batches.
 //!
-//! Three owners. The *collector*, a task, owns the kernel side and the aggregator: it drains the ring
+//! Four owners. The *collector*, a task, owns the kernel side and the aggregator: it drains the ring
 //! buffer, flushes, and never waits for anyone. The *witness*, a thread, reads processes as soon as
-//! they are seen, before they can exit. The *resolver*, a thread, owns symbols, attribution and the
+//! they are seen, before they can exit. The *unwinder*, a thread, owns the unwind tables in the kernel. The
+//! *resolver*, a thread, owns symbols, attribution and the
 //! dictionary, and may spend seconds in a large file. Between them are bounded queues; while they
 //! are full the collector goes on gathering into its bounded table, and what does not fit is counted
 //! as dropped.
@@ -11,7 +12,7 @@ use std::{collections::VecDeque, sync::Arc, thread, time::Duration};
 
 use hashbrown::HashMap;
 use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot},
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch},
     time::{Instant, MissedTickBehavior, interval, interval_at},
 };
 use tracing::{debug, error, warn};
@@ -21,12 +22,13 @@ use crate::{
     aggregate::{Aggregator, Flush},
     attribute, clock,
     decode::decode,
-    event::{CgroupId, KTime, Probe, ProcessKey},
+    event::{CgroupId, Event, KTime, Probe, ProcessKey, StackEnd},
     kernel::{Config, Kernel, KernelError, ProbeState, python::PythonMap, ring::Ring},
     profile::Batch,
     python::{self, Code, Program},
     resolve::{Resolver, Seen},
-    symbols::{Sighting, Sights},
+    symbols::{Limits, Sighting, Sights},
+    unwinder::{self, Told, Unwinder, Unwinding},
 };
 
 /// How often the ring buffer is read when nothing wakes the agent. Longer means fewer wake-ups and
@@ -49,9 +51,16 @@ const FLUSHES: usize = 2;
 /// Processes whose sight was sent; beyond it all are forgotten, and sent again.
 const MAX_SIGHTED: usize = 65_536;
 
-/// How often a process with major faults is read again: each may be in a file that was mapped since,
-/// and waits for a device far longer than that costs.
-const AGAIN_NS: u64 = 10_000_000;
+/// How often a process with major faults is read again, in nanoseconds: each may be in a file that was
+/// mapped since, and waits for a device far longer than that costs.
+const FAULTED_AGAIN_NS: u64 = 10_000_000;
+
+/// How often a process whose stack leads to unknown memory is read again: it may have loaded a library.
+const LOST_AGAIN_NS: u64 = 100_000_000;
+
+/// How often a process is read again for which there are no unwind tables: they may have made room for
+/// others.
+const WITHOUT_AGAIN_NS: u64 = 2_000_000_000;
 
 /// Code objects that were sent to be read; beyond it all are forgotten, and sent again. Each costs some
 /// 40 bytes.
@@ -90,6 +99,8 @@ pub struct Pipeline {
     pub probes: Vec<(Probe, ProbeState)>,
     /// CPUs sampled at the start.
     pub cpus: usize,
+    /// What is known for unwinding, as it changes.
+    pub unwinding: watch::Receiver<Unwinding>,
     stop: oneshot::Sender<()>,
     collector: tokio::task::JoinHandle<Account>,
 }
@@ -122,21 +133,35 @@ impl Pipeline {
         resolver: Resolver,
         batches: mpsc::Sender<Arc<Batch>>,
     ) -> Result<Self, KernelError> {
-        let (mut kernel, ring) = Kernel::start(options.kernel)?;
-        let reader = PythonReader { reader: python::Reader::default(), map: kernel.python()? };
+        let (mut kernel, ring, tables) = Kernel::start(options.kernel)?;
+        let python = PythonReader { reader: python::Reader::default(), map: kernel.python()? };
         let probes = Probe::ALL.iter().map(|p| (*p, kernel.state(*p).clone())).collect();
         let cpus = kernel.cpus().len();
         let (work, seen) = mpsc::channel(QUEUE);
         let (read, waiting) = mpsc::channel(QUEUE);
-        let sights = Sights::new(resolver.limits().clone());
+        let (tell, told) = std::sync::mpsc::sync_channel(unwinder::QUEUE);
+        let (stats, unwinding) = watch::channel(Unwinding::default());
+        let unwinder = Unwinder::new(tables, stats);
+        let witness = Witness {
+            sights: Sights::new(resolver.limits().clone()),
+            limits: resolver.limits().clone(),
+            python,
+            unwinder: tell,
+            young: VecDeque::new(),
+            room: Arc::new(Semaphore::new(SEEN_KIB as usize)),
+        };
         let clock = tokio::runtime::Builder::new_current_thread()
             .enable_time()
             .build()
             .map_err(|e| KernelError::Io("start the thread that reads processes", e))?;
         thread::Builder::new()
             .name("witness".to_owned())
-            .spawn(move || clock.block_on(witness(sights, reader, seen, read)))
+            .spawn(move || clock.block_on(witness.run(seen, read)))
             .map_err(|e| KernelError::Io("start the thread that reads processes", e))?;
+        thread::Builder::new()
+            .name("unwinder".to_owned())
+            .spawn(move || unwinder.run(&told))
+            .map_err(|e| KernelError::Io("start the thread that builds unwind tables", e))?;
         thread::Builder::new()
             .name("resolver".to_owned())
             .spawn(move || resolve_all(resolver, waiting, &batches))
@@ -154,7 +179,7 @@ impl Pipeline {
             cgroups: options.cgroups,
         };
         let collector = tokio::spawn(collector.run(ring, options.flush, stopped));
-        Ok(Self { probes, cpus, stop, collector })
+        Ok(Self { probes, cpus, unwinding, stop, collector })
     }
 
     /// Stops every probe, takes what is still on its way, and returns the final account. The last
@@ -173,59 +198,86 @@ impl Pipeline {
     }
 }
 
-/// Reads processes until the collector is gone. A new one is read twice: at its first event it may
-/// be about to execute another program, or still be loading its libraries.
-async fn witness(
-    mut sights: Sights,
-    mut python: PythonReader,
-    mut seen: mpsc::Receiver<Work>,
-    read: mpsc::Sender<Work>,
-) {
-    let room = Arc::new(Semaphore::new(SEEN_KIB as usize));
-    let mut young: VecDeque<(Instant, ProcessKey, CgroupId)> = VecDeque::new();
-    loop {
-        let due = young.front().map(|(due, ..)| *due);
-        let again = async {
-            match due {
-                Some(due) => tokio::time::sleep_until(due).await,
-                None => std::future::pending().await,
-            }
-        };
-        let work = tokio::select! {
-            biased;
-            () = again => {
-                let Some((_, process, cgroup)) = young.pop_front() else { continue };
-                let Some(sighting) = sights.read_again(process) else { continue };
-                let facts = attribute::facts(process);
-                let python = python.look(process, &sighting);
-                let seen = Seen { sighting: Some(sighting), facts, python };
-                Some(Work::Sight(process, cgroup, with_room(seen, &room)))
-            }
-            work = seen.recv() => work.map(|work| match work {
-                Work::Sight(process, cgroup, _) => {
+/// The thread that reads processes.
+struct Witness {
+    sights: Sights,
+    limits: Limits,
+    python: PythonReader,
+    unwinder: std::sync::mpsc::SyncSender<Told>,
+    /// Those to be read again, and when.
+    young: VecDeque<(Instant, ProcessKey, CgroupId)>,
+    /// For what waits for the resolver.
+    room: Arc<Semaphore>,
+}
+
+impl Witness {
+    /// Reads processes until the collector is gone. A new one is read twice: at its first event it may
+    /// still be loading its libraries.
+    async fn run(mut self, mut seen: mpsc::Receiver<Work>, read: mpsc::Sender<Work>) {
+        loop {
+            let due = self.young.front().map(|(due, ..)| *due);
+            let again = async {
+                match due {
+                    Some(due) => tokio::time::sleep_until(due).await,
+                    None => std::future::pending().await,
+                }
+            };
+            let work = tokio::select! {
+                biased;
+                () = again => {
+                    let Some((_, process, cgroup)) = self.young.pop_front() else { continue };
+                    let Some(sighting) = self.sights.read_again(process) else { continue };
+                    self.tell_unwinder(process, cgroup, &sighting);
                     let facts = attribute::facts(process);
-                    let sighting = sights.read(process);
-                    let python = sighting.as_ref().and_then(|seen| python.look(process, seen));
-                    let seen = Seen { sighting, facts, python };
-                    if seen.sighting.is_some() && young.len() < QUEUE {
-                        young.push_back((Instant::now() + YOUNG, process, cgroup));
-                    }
-                    Work::Sight(process, cgroup, with_room(seen, &room))
+                    let python = self.python.look(process, &sighting);
+                    let seen = Seen { sighting: Some(sighting), facts, python };
+                    Some(Work::Sight(process, cgroup, with_room(seen, &self.room)))
                 }
-                Work::Codes(process, codes) => {
-                    let codes = python.reader.read(process, &codes);
-                    let bytes = codes.iter().map(|(_, code)| code.as_ref().map_or(64, Code::bytes));
-                    match room_for(bytes.sum(), &room) {
-                        Some(room) => Work::Read(process, codes, room),
-                        None => Work::Codes(process, Vec::new()),
+                work = seen.recv() => work.map(|work| match work {
+                    Work::Sight(process, cgroup, _) => {
+                        let facts = attribute::facts(process);
+                        let sighting = self.sights.read(process);
+                        let python = (sighting.as_ref())
+                            .and_then(|sighting| self.python.look(process, sighting));
+                        if let Some(sighting) = &sighting {
+                            self.tell_unwinder(process, cgroup, sighting);
+                            self.again(process, cgroup);
+                        }
+                        let seen = Seen { sighting, facts, python };
+                        Work::Sight(process, cgroup, with_room(seen, &self.room))
                     }
-                }
-                other => other,
-            }),
-        };
-        let Some(work) = work else { return };
-        if read.send(work).await.is_err() {
-            return;
+                    Work::Codes(process, codes) => self.read_codes(process, &codes),
+                    other => other,
+                }),
+            };
+            let Some(work) = work else { return };
+            if read.send(work).await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Reads code objects of Python.
+    fn read_codes(&self, process: ProcessKey, codes: &[u64]) -> Work {
+        let codes = self.python.reader.read(process, codes);
+        let bytes = codes.iter().map(|(_, code)| code.as_ref().map_or(64, Code::bytes));
+        match room_for(bytes.sum(), &self.room) {
+            Some(room) => Work::Read(process, codes, room),
+            None => Work::Codes(process, Vec::new()),
+        }
+    }
+
+    fn again(&mut self, process: ProcessKey, cgroup: CgroupId) {
+        if self.young.len() < QUEUE {
+            self.young.push_back((Instant::now() + YOUNG, process, cgroup));
+        }
+    }
+
+    fn tell_unwinder(&mut self, process: ProcessKey, cgroup: CgroupId, sighting: &Sighting) {
+        let told = Told { process, code: sighting.code(&self.limits), at: sighting.at() };
+        if self.unwinder.try_send(told).is_err() {
+            // It is busy with others. Reading the process again later costs less than waiting.
+            self.again(process, cgroup);
         }
     }
 }
@@ -297,6 +349,16 @@ struct Collector {
     cgroups: Option<CgroupFinder>,
 }
 
+/// After what time since it was last read the event is a reason to read its process again.
+fn again_after(event: &Event<'_>) -> Option<u64> {
+    match (event.probe, event.stack.end) {
+        (Probe::MajorFault, _) => Some(FAULTED_AGAIN_NS),
+        (_, StackEnd::NoMapping) => Some(LOST_AGAIN_NS),
+        (_, StackEnd::NoFramePointer) => Some(WITHOUT_AGAIN_NS),
+        _ => None,
+    }
+}
+
 impl Collector {
     async fn run(
         mut self,
@@ -348,8 +410,7 @@ impl Collector {
             Ok(event) => {
                 let process = event.task.process;
                 let due = sighted.get(&process).is_none_or(|last| {
-                    event.probe == Probe::MajorFault
-                        && event.time.0.saturating_sub(last.0) >= AGAIN_NS
+                    again_after(&event).is_some_and(|after| event.time.0 >= last.0 + after)
                 });
                 if process.pid != 0 && due {
                     if sighted.len() >= MAX_SIGHTED {

@@ -117,6 +117,9 @@ pub struct Frame {
     pub kind: FrameKind,
     /// The compiler put this function into the next outer one.
     pub inlined: bool,
+    /// It was found by frame pointer, because the code that it called has no unwind table: if that code
+    /// kept no frame pointer, this is not its caller.
+    pub by_frame_pointer: bool,
 }
 
 /// What an event is charged to.

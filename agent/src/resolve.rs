@@ -10,7 +10,9 @@ use crate::{
     account::Account,
     aggregate::{Flush, RawOccurrence, RawStack, SampleKey, Subject},
     attribute::{Attributor, Facts},
-    event::{CgroupId, Comm, Detail, KTime, Probe, ProcessKey, PythonEnd, StackEnd},
+    event::{
+        BY_FRAME_POINTER, CgroupId, Comm, Detail, KTime, Probe, ProcessKey, PythonEnd, StackEnd,
+    },
     intern::Interner,
     profile::{
         Batch, Frame, FrameId, FrameKind, Function, Mapping, MappingId, Occurrence, Sample, Signal,
@@ -49,7 +51,7 @@ pub struct Resolver {
     python: Codes,
     interner: Interner,
     stacks: HashMap<(ProcessKey, Arc<RawStack>), Resolved, foldhash::fast::RandomState>,
-    frames: HashMap<(FrameKind, ByAddress), Box<[FrameId]>, foldhash::fast::RandomState>,
+    frames: HashMap<(FrameKind, bool, ByAddress), Box<[FrameId]>, foldhash::fast::RandomState>,
     sequence: u64,
 }
 
@@ -242,21 +244,28 @@ impl Resolver {
         let mut frames = Vec::with_capacity(raw.frames.len());
         for (index, address) in kernel.iter().enumerate() {
             let symbols = self.symbols.kernel(*address, index > 0);
-            self.push(&mut frames, FrameKind::Kernel, symbols);
+            self.push(&mut frames, (FrameKind::Kernel, false), symbols);
         }
         for frame in self.merge(process, raw, user, python) {
             match frame {
                 Merged::Native(index) => {
                     let Some(address) = user.get(index) else { continue };
                     // The innermost address is where the thread is, also behind a system call.
-                    let symbols = self.symbols.user(process, *address, index > 0);
-                    self.push(&mut frames, FrameKind::User, symbols);
+                    let marked = address & BY_FRAME_POINTER != 0;
+                    let address = address & !BY_FRAME_POINTER;
+                    let symbols = self.symbols.user(process, address, index > 0);
+                    self.push(&mut frames, (FrameKind::User, marked), symbols);
                 }
                 Merged::Python(code, place) => frames.extend(self.python(process, code, place)),
             }
         }
-        if matches!(raw.end, StackEnd::Truncated | StackEnd::Unreadable) {
-            frames.push(self.annotation(&format!("{} stack", raw.end.name())));
+        match raw.end {
+            StackEnd::None | StackEnd::Complete | StackEnd::Torn => {}
+            StackEnd::Truncated => frames.push(self.annotation("truncated stack")),
+            end => {
+                let reason = end.name().replace('_', " ");
+                frames.push(self.annotation(&format!("incomplete stack: {reason}")));
+            }
         }
         if matches!(raw.python_end, PythonEnd::Truncated | PythonEnd::Unreadable) {
             frames.push(self.annotation(&format!("{} Python stack", raw.python_end.name())));
@@ -276,7 +285,7 @@ impl Resolver {
     ) -> Vec<Merged> {
         let program = self.python.program(process).filter(|_| !python.is_empty());
         let is_loop = |(index, address): (usize, &u64)| {
-            let address = address.wrapping_sub(u64::from(index > 0));
+            let address = (address & !BY_FRAME_POINTER).wrapping_sub(u64::from(index > 0));
             program.is_some_and(|program| program.is_loop(address))
         };
         let loops: Vec<bool> = user.iter().enumerate().map(is_loop).collect();
@@ -304,18 +313,29 @@ impl Resolver {
             mapping: self.interner.mapping(mapping),
         };
         let function = self.interner.function(function);
-        let kind = FrameKind::Python;
-        Some(self.interner.frame(Frame { function, line, offset: 0, kind, inlined: false }))
+        Some(self.interner.frame(Frame {
+            function,
+            line,
+            offset: 0,
+            kind: FrameKind::Python,
+            inlined: false,
+            by_frame_pointer: false,
+        }))
     }
 
-    fn push(&mut self, frames: &mut Vec<FrameId>, kind: FrameKind, symbols: Arc<[Symbol]>) {
-        let key = (kind, ByAddress(symbols));
+    fn push(
+        &mut self,
+        frames: &mut Vec<FrameId>,
+        (kind, by_frame_pointer): (FrameKind, bool),
+        symbols: Arc<[Symbol]>,
+    ) {
+        let key = (kind, by_frame_pointer, ByAddress(symbols));
         if let Some(known) = self.frames.get(&key) {
             frames.extend_from_slice(known);
             return;
         }
-        let mut ids = Vec::with_capacity(key.1.0.len());
-        for symbol in key.1.0.iter() {
+        let mut ids = Vec::with_capacity(key.2.0.len());
+        for symbol in key.2.0.iter() {
             let function = Function {
                 name: self.interner.string(&symbol.name),
                 file: self.interner.string(&symbol.file),
@@ -328,6 +348,7 @@ impl Resolver {
                 offset: if symbol.unknown.is_some() { symbol.offset } else { 0 },
                 kind,
                 inlined: symbol.inlined,
+                by_frame_pointer,
             }));
         }
         frames.extend_from_slice(&ids);
@@ -353,6 +374,7 @@ impl Resolver {
             offset: 0,
             kind: FrameKind::Annotation,
             inlined: false,
+            by_frame_pointer: false,
         })
     }
 }

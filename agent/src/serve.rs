@@ -25,6 +25,7 @@ use crate::{
     event::{KTime, Probe},
     profile::Batch,
     store::Store,
+    unwinder::Unwinding,
 };
 use grpc::MAX_REQUEST_BYTES;
 use listen::ListenError;
@@ -96,12 +97,14 @@ impl Config {
 }
 
 /// What clients are told of the agent that is in no batch.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default)]
 pub struct Status {
     /// What the agent is limited to, in words; empty if it observes the whole node.
     pub filter: String,
     /// By [`Probe`] number.
     pub probes: [ProbeState; Probe::ALL.len()],
+    /// What is known for unwinding, as it changes.
+    pub unwinding: Option<watch::Receiver<Unwinding>>,
 }
 
 /// Whether a probe works.

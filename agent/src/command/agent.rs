@@ -134,6 +134,7 @@ fn start(
 fn status_of(args: &Args, pipeline: &Pipeline) -> serve::Status {
     let mut status = serve::Status {
         filter: args.filter.describe().unwrap_or_default(),
+        unwinding: Some(pipeline.unwinding.clone()),
         ..serve::Status::default()
     };
     for (probe, state) in &pipeline.probes {

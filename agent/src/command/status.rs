@@ -62,11 +62,12 @@ pub(super) fn delivery(d: &v1::DeliveryCount) -> Value {
     })
 }
 
+fn reasons(all: &[v1::ReasonCount]) -> Value {
+    all.iter().map(|r| (r.reason.clone(), Value::from(r.events))).collect()
+}
+
 /// The counts of a probe, as JSON.
 pub(super) fn account(a: &v1::ProbeAccount) -> Value {
-    let reasons = |all: &[v1::ReasonCount]| -> Value {
-        all.iter().map(|r| (r.reason.clone(), Value::from(r.events))).collect()
-    };
     json!({
         "probe": a.probe,
         "run_count": a.run_count,
@@ -145,6 +146,26 @@ fn json(s: &v1::GetStatusResponse) -> Value {
             "windows_evicted": store.windows_evicted,
         },
         "clients": s.clients.iter().map(client).collect::<Value>(),
+        "unwinding": s.unwinding.as_ref().map(unwinding),
+    })
+}
+
+fn unwinding(u: &v1::UnwindStatus) -> Value {
+    json!({
+        "processes": u.processes,
+        "tables": u.tables,
+        "size_bytes": u.size_bytes,
+        "max_bytes": u.max_bytes,
+        "rows": u.rows,
+        "rules": u.rules,
+        "files_built": u.files_built,
+        "build_time_us": u.build_time_us,
+        "files_without": reasons(&u.files_without),
+        "tables_evicted": u.tables_evicted,
+        "files_without_room": u.files_without_room,
+        "processes_without_room": u.processes_without_room,
+        "processes_ready": u.processes_ready,
+        "processes_ready_early": u.processes_ready_early,
     })
 }
 
@@ -184,7 +205,7 @@ fn text(s: &v1::GetStatusResponse) -> Result<String, std::fmt::Error> {
     )?;
     writeln!(
         out,
-        "names     {}: {} stacks, {} frames, {} functions, {} files, {} workloads\n",
+        "names     {}: {} stacks, {} frames, {} functions, {} files, {} workloads",
         mib(d.size_bytes),
         d.stacks,
         d.frames,
@@ -192,6 +213,18 @@ fn text(s: &v1::GetStatusResponse) -> Result<String, std::fmt::Error> {
         d.mappings,
         d.workloads
     )?;
+    if let Some(u) = &s.unwinding {
+        writeln!(
+            out,
+            "unwinding {} processes, {} tables of {} rows in {} of {}",
+            u.processes,
+            u.tables,
+            u.rows,
+            mib(u.size_bytes),
+            mib(u.max_bytes)
+        )?;
+    }
+    out.push('\n');
     writeln!(
         out,
         "{:<12} {:>14} {:>14} {:>14} {:>10} {:>10}  state",

@@ -279,6 +279,7 @@ impl Lines {
                 build_id,
                 offset: frame.offset,
                 inlined: frame.inlined,
+                by_frame_pointer: frame.by_frame_pointer,
             })
         };
         d.stack(StackId(id)).iter().filter_map(|id| frame(*id)).collect()
@@ -302,6 +303,8 @@ struct JsonFrame<'a> {
     offset: u64,
     #[serde(skip_serializing_if = "is_default")]
     inlined: bool,
+    #[serde(skip_serializing_if = "is_default")]
+    by_frame_pointer: bool,
 }
 
 /// A workload, with the fields that say something.

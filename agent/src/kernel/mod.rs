@@ -23,6 +23,7 @@ use self::{
     perf::{PerfEvent, Source},
     python::PythonMap,
     ring::Ring,
+    tables::Tables,
 };
 use crate::{
     account::{self, ProbeAccount},
@@ -33,6 +34,9 @@ pub mod btf;
 pub mod perf;
 pub mod python;
 pub mod ring;
+pub mod tables;
+
+pub use aya::maps::MapError;
 
 /// The object that `cargo xtask build-ebpf` makes.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(
@@ -174,13 +178,13 @@ pub fn tracepoint(probe: Probe) -> Option<&'static str> {
 }
 
 impl Kernel {
-    /// Loads the programs and attaches the probes that are asked for. Returns the kernel side and
-    /// the ring buffer's reading end; must be called within a tokio runtime.
+    /// Loads the programs and attaches the probes that are asked for. Returns the kernel side,
+    /// the ring buffer's reading end and the unwind tables; must be called within a tokio runtime.
     ///
     /// # Errors
     ///
     /// If the object is refused, or no probe at all could be attached.
-    pub fn start(config: Config) -> Result<(Self, Ring), KernelError> {
+    pub fn start(config: Config) -> Result<(Self, Ring, Tables), KernelError> {
         let types = Btf::from_sys()?;
         let aya_types = aya::Btf::from_sys_fs()
             .map_err(|e| KernelError::Map { name: "BTF", cause: e.to_string() })?;
@@ -197,6 +201,7 @@ impl Kernel {
         let ring = Ring::new(ring).map_err(|e| KernelError::Io("watch the ring buffer", e))?;
         let counters = PerCpuArray::try_from(take_map(&mut ebpf, map::COUNTERS)?)
             .map_err(|e| wrong_map(map::COUNTERS, &e))?;
+        let tables = take_tables(&mut ebpf)?;
         set_control(&mut ebpf, &config.filter, ring_bytes)?;
         let mut kernel = Self {
             ebpf,
@@ -209,7 +214,7 @@ impl Kernel {
             config,
         };
         kernel.attach_all(&aya_types)?;
-        Ok((kernel, ring))
+        Ok((kernel, ring, tables))
     }
 
     fn attach_all(&mut self, types: &aya::Btf) -> Result<(), KernelError> {
@@ -469,6 +474,30 @@ fn replace_cgroups(ebpf: &mut Ebpf, cgroups: &[CgroupId]) -> Result<(), KernelEr
 
 fn take_map(ebpf: &mut Ebpf, name: &'static str) -> Result<aya::maps::Map, KernelError> {
     ebpf.take_map(name).ok_or_else(|| wrong_map(name, &"not in the object"))
+}
+
+fn take_tables(ebpf: &mut Ebpf) -> Result<Tables, KernelError> {
+    fn typed<T: TryFrom<aya::maps::Map, Error = MapError>>(
+        ebpf: &mut Ebpf,
+        name: &'static str,
+    ) -> Result<T, KernelError> {
+        T::try_from(take_map(ebpf, name)?).map_err(|e| wrong_map(name, &e))
+    }
+    let tables = take_map(ebpf, map::TABLES)?;
+    let aya::maps::Map::ArrayOfMaps(data) = &tables else {
+        return Err(wrong_map(map::TABLES, &"not an array of maps"));
+    };
+    let tables_fd = data.fd().as_fd().try_clone_to_owned();
+    let tables_fd = tables_fd.map_err(|e| wrong_map(map::TABLES, &e))?;
+    Ok(Tables {
+        rules: typed(ebpf, map::RULES)?,
+        tables: tables.try_into().map_err(|e: MapError| wrong_map(map::TABLES, &e))?,
+        tables_fd,
+        mappings: typed(ebpf, map::MAPPINGS)?,
+        processes: typed(ebpf, map::PROCESSES)?,
+        empty: Tables::empty().map_err(|e| wrong_map(map::TABLES, &e))?,
+        staged: Vec::new(),
+    })
 }
 
 fn map_mut<'a>(

@@ -72,7 +72,7 @@ pub struct Discovery {
 impl Discovery {
     /// The interpreter that a process runs, if it is one that can be walked.
     pub fn look(&mut self, process: ProcessKey, seen: &Sighting) -> Option<Program> {
-        for (start, offset, name, key, file) in seen.code() {
+        for (start, offset, name, key, file) in seen.code_files() {
             let Some(named) = named(&name) else { continue };
             if self.files.len() >= FILES {
                 self.files.clear();

@@ -22,6 +22,8 @@ use crate::{
         hub::{ClientState, Count, Kind, Loss, Stage, State},
     },
     store::{Query, Size, Usage, Usages},
+    unwind::NoTable,
+    unwinder::{TABLE_BYTES, Unwinding},
 };
 
 /// Most entries in each list of a request's filter.
@@ -90,6 +92,9 @@ same!(to_stack_end, from_stack_end: StackEnd <=> StackEnd {
     Unreadable => Unreadable,
     NoFramePointer => NoFramePointer,
     Torn => Torn,
+    NoMapping => NoMapping,
+    NoTable => NoTable,
+    UnsupportedRule => UnsupportedRule,
 });
 same!(to_cause, from_cause: Cause <=> RetransmitCause {
     Unknown => Unknown,
@@ -358,6 +363,30 @@ pub fn to_status(
             windows_evicted: state.store.evicted,
         }),
         clients: state.clients.iter().map(|c| to_client(clock, c)).collect(),
+        unwinding: status.unwinding.as_ref().map(|now| to_unwinding(&now.borrow())),
+    }
+}
+
+fn to_unwinding(now: &Unwinding) -> v1::UnwindStatus {
+    let reasons = NoTable::ALL.iter().zip(now.without);
+    v1::UnwindStatus {
+        processes: now.processes,
+        tables: now.tables,
+        size_bytes: now.bytes,
+        max_bytes: TABLE_BYTES,
+        rows: now.rows,
+        rules: now.rules,
+        files_built: now.built,
+        build_time_us: now.built_us,
+        files_without: reasons
+            .filter(|(_, events)| *events > 0)
+            .map(|(reason, events)| v1::ReasonCount { reason: reason.name().into(), events })
+            .collect(),
+        tables_evicted: now.evicted,
+        files_without_room: now.no_room,
+        processes_without_room: now.too_many_mappings,
+        processes_ready: now.ready,
+        processes_ready_early: now.ready_early,
     }
 }
 

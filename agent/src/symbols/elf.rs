@@ -1,4 +1,5 @@
-//! The parts of an ELF file that symbols need, read piece by piece from an open file.
+//! The parts of an ELF file that symbols and unwind tables need, read piece by piece from an open
+//! file.
 //!
 //! Files are read and never mapped: a process may truncate its own file, and a mapping of it would
 //! then kill the agent (SIGBUS). Every size that the file states is held against the length of the
@@ -34,6 +35,10 @@ pub(crate) struct Elf {
     len: u64,
     modified: (i64, i64),
     wide: bool,
+    /// `EM_*`.
+    pub(crate) machine: u16,
+    /// `PT_GNU_EH_FRAME`.
+    pub(crate) eh_frame_hdr: Option<Segment>,
     sections_at: (u64, u64, u64),
     section_names: usize,
     segments: Vec<Segment>,
@@ -41,20 +46,24 @@ pub(crate) struct Elf {
     pub(super) build_id: String,
 }
 
-/// A `PT_LOAD`.
+/// A program header.
 #[derive(Clone, Copy, Debug)]
-struct Segment {
-    offset: u64,
-    address: u64,
-    len: u64,
-    executable: bool,
+pub(crate) struct Segment {
+    /// Offset in the file.
+    pub(crate) offset: u64,
+    /// Address in memory.
+    pub(crate) address: u64,
+    /// Bytes in the file.
+    pub(crate) len: u64,
+    /// Whether code in it may run.
+    pub(crate) executable: bool,
 }
 
 /// A section header.
 #[derive(Clone, Debug)]
 pub(crate) struct Section {
     /// Its name, lossy.
-    pub(super) name: String,
+    pub(crate) name: String,
     /// `SHT_*`.
     pub(crate) kind: u32,
     /// Address in memory.
@@ -111,6 +120,8 @@ impl Elf {
             len: metadata.len(),
             modified: (metadata.mtime(), metadata.mtime_nsec()),
             wide: true,
+            machine: 0,
+            eh_frame_hdr: None,
             sections_at: (0, 0, 0),
             section_names: 0,
             segments: Vec::new(),
@@ -122,6 +133,7 @@ impl Elf {
             && f.u8(5) == elf::ELFDATA2LSB.0
             && [elf::ET_EXEC.0, elf::ET_DYN.0].contains(&f.u16(16));
         elf.wide = f.u8(4) == elf::ELFCLASS64.0;
+        elf.machine = f.u16(18);
         if !known || !(elf.wide || f.u8(4) == elf::ELFCLASS32.0) {
             return Err(Unknown::NotElf);
         }
@@ -147,11 +159,10 @@ impl Elf {
             } else {
                 (f.u32(24), f.u32(4).into(), f.u32(8).into(), f.u32(16).into())
             };
+            let segment = Segment { offset, address, len, executable: flags & elf::PF_X.0 != 0 };
             match f.u32(0) {
-                kind if kind == elf::PT_LOAD.0 => {
-                    let executable = flags & elf::PF_X.0 != 0;
-                    self.segments.push(Segment { offset, address, len, executable });
-                }
+                kind if kind == elf::PT_LOAD.0 => self.segments.push(segment),
+                kind if kind == elf::PT_GNU_EH_FRAME.0 => self.eh_frame_hdr = Some(segment),
                 kind if kind == elf::PT_NOTE.0 => notes.push((offset, len)),
                 _ => {}
             }
@@ -169,7 +180,7 @@ impl Elf {
     }
 
     /// Whether the file is as it was when it was opened.
-    pub(super) fn unchanged(&self) -> bool {
+    pub(crate) fn unchanged(&self) -> bool {
         self.file
             .metadata()
             .is_ok_and(|m| m.len() == self.len && (m.mtime(), m.mtime_nsec()) == self.modified)
@@ -182,6 +193,11 @@ impl Elf {
         let segment = (self.segments.iter().find(|s| s.executable && holds(s)))
             .or_else(|| self.segments.iter().find(holds))?;
         segment.address.checked_add(offset - segment.offset)
+    }
+
+    /// The `PT_LOAD` segments.
+    pub(crate) fn loads(&self) -> &[Segment] {
+        &self.segments
     }
 
     /// Length of the file in bytes.
@@ -260,7 +276,7 @@ impl Elf {
     }
 
     /// The size of a section's contents, decompressed, as the file states it.
-    pub(super) fn contents_size(&self, section: &Section) -> Result<u64, Unknown> {
+    pub(crate) fn contents_size(&self, section: &Section) -> Result<u64, Unknown> {
         Ok(match self.compression(section)? {
             Some((_, _, size)) => size,
             None if section.kind == elf::SHT_NOBITS.0 => 0,
@@ -269,7 +285,7 @@ impl Elf {
     }
 
     /// The contents of a section, decompressed, at most `most` bytes.
-    pub(super) fn contents(&self, section: &Section, most: u64) -> Result<Vec<u8>, Unknown> {
+    pub(crate) fn contents(&self, section: &Section, most: u64) -> Result<Vec<u8>, Unknown> {
         if section.kind == elf::SHT_NOBITS.0 {
             return Ok(Vec::new());
         }

@@ -33,11 +33,13 @@ use std::{
 
 use hashbrown::HashMap;
 
+pub use self::process::own_vdso;
 pub(crate) use self::sight::memory;
 pub use self::{
     answer::{Module, Region, Symbol, Unknown},
+    files::FileKey,
     limits::{Limits, Stats},
-    sight::{Sighting, Sights},
+    sight::{CodeFile, CodeMapping, Sighting, Sights},
 };
 use self::{
     dwarf::Frame,
@@ -57,6 +59,12 @@ const AGAIN: Duration = Duration::from_millis(100);
 const REFRESH: Duration = Duration::from_secs(10);
 /// A process's mappings may cost this share of the time, whatever their number: 1 in 200.
 const COST: u32 = 200;
+
+/// Whether a process is still there, and the same.
+#[must_use]
+pub fn is_alive(process: ProcessKey) -> bool {
+    ProcDir::open(process).is_ok()
+}
 
 struct Process {
     memory: Memory,
@@ -318,7 +326,7 @@ impl Symbols {
         &mut self,
         process: ProcessKey,
         image: &Image,
-        key: &files::FileKey,
+        key: &FileKey,
         offset: u64,
     ) -> Result<Vec<Frame>, Unknown> {
         let root = || ProcDir::open(process).ok()?.root().ok();
