@@ -106,6 +106,11 @@ record! {
     pub struct Process {
         /// Start of the process, as in [`Task::start_ns`](crate::Task::start_ns).
         pub start_ns: u64,
+        /// How many programs it and its ancestors have executed, as in
+        /// [`Task::exec_id`](crate::Task::exec_id).
+        pub exec_id: u32,
+        /// Zero.
+        pub pad: u32,
         /// Address of `_PyRuntime`.
         pub runtime: u64,
         /// The offsets of its version.
@@ -337,6 +342,6 @@ fn ones(bit: u64) -> u64 {
 
 const _: () = {
     assert!(size_of::<Layout>() == 40);
-    assert!(size_of::<Process>() == 56);
+    assert!(size_of::<Process>() == 64);
     assert!(WORDS.is_power_of_two());
 };

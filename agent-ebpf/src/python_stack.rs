@@ -38,7 +38,7 @@ pub(crate) fn walk<const N: usize>(
     set(&mut shape.python_end, PythonEnd::None as u8);
     // SAFETY: the value is copied at once. One that is replaced meanwhile leads nowhere.
     let Some(process) = (unsafe { PYTHON.get(task.pid) }) else { return };
-    if process.start_ns != task.start_ns {
+    if process.start_ns != task.start_ns || process.exec_id != task.exec_id {
         return;
     }
     // SAFETY: the helper returns a typed pointer to the running task; the field is of its type.

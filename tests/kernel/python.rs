@@ -12,6 +12,7 @@ use std::{
     fs::{self, File},
     path::{Path, PathBuf},
     process::{Command, Stdio},
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result, ensure};
@@ -21,7 +22,7 @@ use podflame::{
     python::{Code, Reader, code::Memory, version::VERSIONS},
     symbols::{Limits, Sights},
 };
-use podflame_tests::Workload;
+use podflame_tests::{NetPair, Workload, wait_for, workload};
 use podflame_wire::python::{self, MAX_PYTHON_FRAMES, PythonEnd, Walk};
 use serde_json::Value;
 use zerocopy::IntoBytes as _;
@@ -34,6 +35,7 @@ use crate::{
 /// A test of one version, by its minor number and its `python3`.
 type Test = fn(u8, &Path) -> Result<()>;
 
+/// Every version has these. What is not of the version alone is tested with the last one.
 const TESTS: &[(&str, Test)] = &[
     ("offsets_are_those_of_the_headers", offsets_are_those_of_the_headers),
     ("a_stack_is_what_python_says", a_stack_is_what_python_says),
@@ -42,14 +44,20 @@ const TESTS: &[(&str, Test)] = &[
 
 /// The tests of every version; those of a version that is not here are ignored.
 pub(crate) fn trials() -> impl Iterator<Item = Trial> {
-    TESTS.iter().flat_map(|(name, test)| {
-        VERSIONS.iter().map(move |version| {
-            let minor = version.minor;
-            Trial::ignorable_test(format!("python::{name}_3_{minor}"), move || match find(minor) {
-                Some(python) => run(|| test(minor, &python)),
-                None => Ok(Completion::ignored_with(format!("pyenv has no Python 3.{minor} here"))),
-            })
-        })
+    let of_all = TESTS.iter().flat_map(|(name, test)| {
+        VERSIONS.iter().map(move |version| trial(name, version.minor, *test))
+    });
+    let last = VERSIONS.last().map(|version| {
+        let name = "a_retransmit_has_the_stack_of_its_sender";
+        trial(name, version.minor, a_retransmit_has_the_stack_of_its_sender)
+    });
+    of_all.chain(last)
+}
+
+fn trial(name: &str, minor: u8, test: Test) -> Trial {
+    Trial::ignorable_test(format!("python::{name}_3_{minor}"), move || match find(minor) {
+        Some(python) => run(|| test(minor, &python)),
+        None => Ok(Completion::ignored_with(format!("pyenv has no Python 3.{minor} here"))),
     })
 }
 
@@ -158,7 +166,7 @@ fn a_stack_is_what_python_says(minor: u8, python: &Path) -> Result<()> {
     let expected: Vec<&str> =
         said["stack"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
 
-    let process = ProcessKey { pid: load.pid(), start_ns: 0 };
+    let process = ProcessKey { pid: load.pid(), start_ns: 0, exec_id: 0 };
     let sighting = Sights::new(Limits::default()).read(process).context("it is gone")?;
     let program = Reader::default().look(process, &sighting).context("it is no Python")?;
     assert_eq!(program.version.minor, minor);
@@ -246,9 +254,58 @@ fn shares_are_those_of_the_program(minor: u8, python: &Path) -> Result<()> {
         assert!((40.0..60.0).contains(&percent), "{thread}: {percent} %");
     }
     check_order(&recorded);
+    // The key function is called by the sort, and stands behind it.
+    let between = recorded.percent(|sample| {
+        let mut frames = sample.all().filter_map(|frame| frame["name"].as_str());
+        frames.any(|name| name == "hot_b")
+            && frames.any(|name| name == "builtin_sorted")
+            && frames.any(|name| name == "hot_b_key")
+    });
+    let key = share("hot_b_key")?;
+    assert!(between > 0.9 * key, "{between} % of {key} % have the sort between");
+    // The interpreter's loop is only seen where it has no frame yet.
+    let loops = recorded.percent(|sample| sample.has("_PyEval_EvalFrameDefault"));
+    println!(
+        "3.{minor}: {between:.1} % of {key:.1} % have C between, {loops:.1} % with a bare loop"
+    );
+    assert!(loops < 5.0, "{loops} % with a bare loop");
     let ends = |end: &str| recorded.count("on_cpu", &format!("/python_ends/{end}"));
     let complete = ends("complete") as f64 / (ends("complete") + ends("unreadable")) as f64;
     assert!(complete > 0.99, "{complete} of the stacks are complete");
+    Ok(())
+}
+
+/// The stack is kept with the socket, and there is less room for it.
+fn a_retransmit_has_the_stack_of_its_sender(_: u8, python: &Path) -> Result<()> {
+    let pair = NetPair::new()?;
+    let address = format!("{}:7010", NetPair::RECEIVER_V4);
+    let mut listen = workload("pump")?;
+    listen.args(["listen", &address]);
+    pair.receiver.enter(&mut listen)?;
+    let sink = Workload::start(listen)?;
+    let lossy = pair.lose(5, 7010)?;
+    let recording = Recording::start(&["--signal", "retransmit"])?;
+    let mut command = Command::new(python);
+    command.arg(script("send.py")).arg(&address);
+    pair.sender.enter(&mut command)?;
+    let load = Workload::start(command)?;
+    wait_for("packets to be lost", Duration::from_secs(60), || {
+        Ok((lossy.packets()? > 200).then_some(()))
+    })?;
+    let pid = load.pid();
+    load.stop()?;
+    let recorded = recording.stop()?;
+    drop(lossy);
+    sink.stop()?;
+    let weight = |that: &dyn Fn(&Sample<'_>) -> bool| {
+        recorded.weight(|sample| sample.pid() == pid && that(sample)) as f64
+    };
+    let whole = |sample: &Sample<'_>| {
+        let names: Vec<&str> = sample.frames("python").collect();
+        names == ["send_piece", "send_all", "<module>"]
+    };
+    let (known, all) = (weight(&whole), weight(&|_| true));
+    assert!(all > 0.0 && known > 0.9 * all, "{known} of {all} have the stack");
     Ok(())
 }
 

@@ -96,6 +96,8 @@ impl Discovery {
                 version,
                 process: Process {
                     start_ns: process.start_ns,
+                    exec_id: process.exec_id,
+                    pad: 0,
                     runtime: found.runtime.wrapping_add(bias),
                     layout: version.layout,
                 },

@@ -58,7 +58,7 @@ fn case(version: Version) -> Case {
     let mut case = Case {
         version,
         image: Image::default(),
-        process: Process { start_ns: 0, runtime: 0, layout: version.layout },
+        process: Process { start_ns: 0, exec_id: 0, pad: 0, runtime: 0, layout: version.layout },
         thread: 0,
         code_type: 0,
         words: Vec::new(),
