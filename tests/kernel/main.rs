@@ -15,6 +15,7 @@ mod record;
 mod retransmit;
 mod running;
 mod shared;
+mod unwind;
 
 use std::{env, process::ExitCode};
 
@@ -24,7 +25,7 @@ use libtest_mimic::{Arguments, Completion, Failed, Trial};
 type Test = (&'static str, fn() -> anyhow::Result<()>);
 
 fn main() -> ExitCode {
-    let tables: [(&str, &[Test]); 7] = [
+    let tables: [(&str, &[Test]); 8] = [
         ("account", account::TESTS),
         ("agent", agent::TESTS),
         ("cpu", cpu::TESTS),
@@ -32,6 +33,7 @@ fn main() -> ExitCode {
         ("input", input::TESTS),
         ("retransmit", retransmit::TESTS),
         ("shared", shared::TESTS),
+        ("unwind", unwind::TESTS),
     ];
     let trials = tables.iter().flat_map(|(subject, tests)| {
         tests.iter().map(move |(name, test)| {

@@ -56,6 +56,19 @@ fn prepare_kernel_tests(tests: &mut Command) -> Result<()> {
         &["iproute2", "nftables", "linux-perf", "iperf3"],
         &["ip", "nft", "perf", "iperf3"],
     )?;
+    // Programs that the tests profile, as a distribution ships them.
+    setup::apt(
+        &["redis-server", "nginx-light", "postgresql", "sqlite3", "g++", "python3", "nodejs"],
+        &[
+            "redis-server",
+            "nginx",
+            "/usr/lib/postgresql",
+            "sqlite3",
+            "g++",
+            "/usr/bin/python3",
+            "node",
+        ],
+    )?;
     let tools = setup::python_tools()?;
 
     progress("building the workloads, with frame pointers");
