@@ -10,6 +10,7 @@ mod bpf;
 mod cpu;
 mod faults;
 mod input;
+mod python;
 mod record;
 mod retransmit;
 mod running;
@@ -39,10 +40,11 @@ fn main() -> ExitCode {
             Trial::ignorable_test(format!("{subject}::{name}"), move || run(*test))
         })
     });
-    libtest_mimic::run(&Arguments::from_args(), trials.collect()).exit_code()
+    libtest_mimic::run(&Arguments::from_args(), trials.chain(python::trials()).collect())
+        .exit_code()
 }
 
-fn run(test: fn() -> anyhow::Result<()>) -> Result<Completion, Failed> {
+fn run(test: impl FnOnce() -> anyhow::Result<()>) -> Result<Completion, Failed> {
     if let Some(reason) = missing_privilege() {
         return match env::var("CI").is_ok_and(|ci| ci == "true") {
             true => Err(reason.into()),

@@ -13,7 +13,7 @@ use anyhow::{Context as _, Result};
 
 use crate::{
     setup,
-    shell::{cargo, progress, run, target},
+    shell::{cargo, output, progress, run, target},
 };
 
 /// Runs every test whose name holds `filter` and closes with a line `N passed, N failed`.
@@ -90,6 +90,10 @@ fn prepare_kernel_tests(tests: &mut Command) -> Result<()> {
         .env("PODFLAME_PYTHON", tools.join("python"))
         .env("PODFLAME_BUF", tools.join("buf"))
         .env("PODFLAME_GO", tools.join("go"));
+    // Pythons of several versions are used where they are; tests of those that are not are ignored.
+    if let Ok(root) = output(Command::new("pyenv").arg("root")) {
+        tests.env("PODFLAME_PYENV", root);
+    }
     Ok(())
 }
 
