@@ -7,13 +7,13 @@ use aya_ebpf::{
     programs::PerfEventContext,
 };
 use aya_log_ebpf::warn;
-use podflame_wire::{Drop, FAULT_INTERVAL_NS, Probe};
+use podflame_wire::{Drop, FAULT_INTERVAL_NS, Header, Probe, python::MAX_PYTHON_FRAMES, walk::set};
 
 use crate::{
     maps::{FAULT_SCRATCH, TALLIES, Tally},
+    python_stack,
     record::Run,
-    stack::set,
-    task,
+    stack, task,
 };
 
 /// Samples minor faults: each [`FAULT_PERIOD`](podflame_wire::FAULT_PERIOD) it looks whether a sample
@@ -58,9 +58,17 @@ fn fault(ctx: &PerfEventContext, probe: Probe) {
         header.weight = weight;
         scratch.record.address = (*ctx.ctx).addr;
         // A fault in the kernel on a user address (`copy_to_user`) is the system call's caller's.
-        let (regs, _) = task::interrupted(ctx.ctx);
+        let (start, _) = task::interrupted(ctx.ctx, &mut scratch.walk);
         set(&mut header.stack.kernel_frames, 0);
-        scratch.walk.run(regs, &mut scratch.frames, &mut header.stack);
+        let Header { task, stack, .. } = header;
+        stack::user(&mut scratch.walk, start, task, &mut scratch.frames, stack);
+        python_stack::walk(
+            &mut scratch.python,
+            task,
+            &mut scratch.frames,
+            stack,
+            MAX_PYTHON_FRAMES,
+        );
         // What a major fault is in may have been mapped since the process was read, and soon be gone.
         run.send(scratch, is_major(probe) && rested)
     };

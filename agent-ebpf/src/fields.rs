@@ -16,7 +16,9 @@ macro_rules! fields {
 fields! {
     TASK_GROUP_LEADER
     TASK_START_BOOTTIME
+    TASK_EXEC_ID
     TASK_FLAGS
+    TASK_FSBASE
     SOCK_FAMILY
     SOCK_STATE
     SOCK_LOCAL_PORT

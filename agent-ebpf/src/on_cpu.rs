@@ -4,14 +4,9 @@ use aya_ebpf::{
     helpers::generated::bpf_get_current_cgroup_id, macros::perf_event, programs::PerfEventContext,
 };
 use aya_log_ebpf::warn;
-use podflame_wire::{Drop, Probe};
+use podflame_wire::{Drop, Header, Probe, python::MAX_PYTHON_FRAMES, walk::set};
 
-use crate::{
-    maps::ON_CPU_SCRATCH,
-    record::Run,
-    stack::{self, set},
-    task,
-};
+use crate::{maps::ON_CPU_SCRATCH, python_stack, record::Run, stack, task};
 
 /// Samples the task that the timer interrupted, with both its stacks.
 #[perf_event]
@@ -33,12 +28,20 @@ pub(crate) fn on_cpu(ctx: PerfEventContext) -> u32 {
             return 0;
         }
         header.weight = (*ctx.ctx).sample_period;
-        let (regs, in_user_mode) = task::interrupted(ctx.ctx);
+        let (start, in_user_mode) = task::interrupted(ctx.ctx, &mut scratch.walk);
         set(&mut header.stack.kernel_frames, 0);
         if !in_user_mode {
             stack::kernel(ctx.ctx.cast(), &mut scratch.frames, &mut header.stack);
         }
-        scratch.walk.run(regs, &mut scratch.frames, &mut header.stack);
+        let Header { task, stack, .. } = header;
+        stack::user(&mut scratch.walk, start, task, &mut scratch.frames, stack);
+        python_stack::walk(
+            &mut scratch.python,
+            task,
+            &mut scratch.frames,
+            stack,
+            MAX_PYTHON_FRAMES,
+        );
         run.send(scratch, false)
     };
     if full == Err(0) {

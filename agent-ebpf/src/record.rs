@@ -6,13 +6,10 @@ use aya_ebpf::{
 };
 use podflame_wire::{
     Control, Counters, Drop, FaultRecord, Header, ONLY_KEPT, Probe, RetransmitRecord, SampleRecord,
-    Task, Verdict,
+    Task, Verdict, walk::get,
 };
 
-use crate::{
-    maps::{CGROUPS, CONTROL, COUNTERS, EVENTS, FRAMES, SEEN, Scratch},
-    stack::get,
-};
+use crate::maps::{CGROUPS, CONTROL, COUNTERS, EVENTS, FRAMES, SEEN, Scratch};
 
 /// One run of a program: every way out of it counts, so that `hits = stored + dropped + filtered`.
 pub(crate) struct Run {
@@ -51,11 +48,14 @@ impl Run {
 
     /// The event is kept without a record.
     #[inline(always)]
-    pub(crate) fn kept(self, end: u8) {
+    pub(crate) fn kept(self, end: u8, python_end: u8) {
         // SAFETY: as in `start`.
         unsafe {
             (*self.counters).stored += 1;
             if let Some(count) = (*self.counters).stack_ends.get_mut(end as usize) {
+                *count += 1;
+            }
+            if let Some(count) = (*self.counters).python_ends.get_mut(python_end as usize) {
                 *count += 1;
             }
         }
@@ -86,8 +86,8 @@ impl Run {
     pub(crate) fn send<R: Record>(self, scratch: &mut Scratch<R>, urgent: bool) -> Result<(), u64> {
         let frames_at = size_of::<R>();
         let header = scratch.record.header();
-        let frames = (get(&header.stack.kernel_frames) + get(&header.stack.user_frames)) as usize
-            & (FRAMES - 1);
+        let native = get(&header.stack.kernel_frames) + get(&header.stack.user_frames);
+        let frames = (native + 2 * get(&header.stack.python_frames)) as usize & (FRAMES - 1);
         let len = frames_at + frames * 8;
         // SAFETY: helpers without arguments.
         let (cpu, time_ns) = unsafe { (bpf_get_smp_processor_id(), bpf_ktime_get_ns()) };
@@ -96,8 +96,8 @@ impl Run {
         header.cpu = cpu as u16;
         header.len = len as u32;
         header.time_ns = time_ns;
-        header.stack.pad = [0; 3];
         let (weight, end) = (get(&header.weight), get(&header.stack.user_end));
+        let python_end = get(&header.stack.python_end);
         let wake = is_new(&header.task) || urgent || is_filling();
         let wake = if wake { BPF_RB_FORCE_WAKEUP } else { BPF_RB_NO_WAKEUP };
         // SAFETY: the frames lie right behind the record, so that many bytes are there.
@@ -117,6 +117,9 @@ impl Run {
             (*self.counters).stored += 1;
             (*self.counters).weight += weight;
             if let Some(count) = (*self.counters).stack_ends.get_mut(end as usize) {
+                *count += 1;
+            }
+            if let Some(count) = (*self.counters).python_ends.get_mut(python_end as usize) {
                 *count += 1;
             }
         }
@@ -163,16 +166,18 @@ fn is_new(task: &Task) -> bool {
     if task.pid == 0 {
         return false;
     }
+    // Another program in the same process has other mappings. No machine runs for 2^56 ns.
+    let program = task.start_ns ^ (u64::from(task.exec_id) << 56);
     // SAFETY: the value is copied out at once.
     let known = match unsafe { SEEN.get(task.pid) } {
-        Some(start) => *start == task.start_ns,
+        Some(seen) => *seen == program,
         None => false,
     };
     if known {
         return false;
     }
     // A failure only means that the next record wakes the agent again.
-    let _ = SEEN.insert(task.pid, task.start_ns, 0);
+    let _ = SEEN.insert(task.pid, program, 0);
     true
 }
 

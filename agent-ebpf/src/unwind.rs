@@ -6,7 +6,7 @@
 //! nine steps: in page 0, the index, and then in the page that it names. A table of one page has no
 //! index. A row costs 6 bytes.
 //!
-//! A process is a sorted list of *mappings*, each of which holds up to the start of the next one.
+//! A process is a sorted list of *mappings*.
 
 /// Rows in a page.
 pub const PAGE_ROWS: usize = 512;
@@ -16,6 +16,18 @@ pub const TABLE_PAGES: usize = 1 + PAGE_ROWS;
 
 /// Most rules that differ, in all files together.
 pub const MAX_RULES: usize = 16_384;
+
+/// Most tables at a time.
+pub const MAX_TABLES: usize = 4096;
+
+/// Most mappings of a process. With more, its stacks are left by their frame pointers.
+pub const MAX_PROCESS_MAPPINGS: usize = 8192;
+
+/// Most mappings of all processes together. Each takes 32 bytes.
+pub const MAX_MAPPINGS: usize = 65_536;
+
+/// Most processes at a time whose stacks are walked by tables.
+pub const MAX_PROCESSES: usize = 4096;
 
 /// The rule of code for which the file says nothing: it is left by its frame pointer.
 pub const NO_RULE: u16 = 0;
@@ -118,6 +130,9 @@ numbered! {
         /// Code without one, which is left by its frame pointer: made at run time, or of a file that
         /// has no table.
         NoTable = 2, "no_table";
+        /// Code without one whose compiler keeps frame pointers, also from one stack to another, as Go's
+        /// does: it is left by them, and what they lead to is its caller.
+        FramePointers = 3, "frame_pointers";
     }
 }
 
@@ -131,6 +146,8 @@ numbered! {
 pub struct Mapping {
     /// Where it begins.
     pub start: u64,
+    /// The first address behind it.
+    pub end: u64,
     /// What the address less this is, is the address in the table.
     pub bias: u64,
     /// Slot of the table.
@@ -139,8 +156,29 @@ pub struct Mapping {
     pub kind: u32,
 }
 
+/// What is known of a process: where its mappings are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(
+    feature = "user",
+    derive(zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable, zerocopy::KnownLayout)
+)]
+#[repr(C)]
+pub struct Process {
+    /// [`Task::start_ns`](crate::Task) of the process that is meant.
+    pub start_ns: u64,
+    /// [`Task::exec_id`](crate::Task) of the program that it ran when it was read.
+    pub exec_id: u32,
+    /// The first of its mappings, among those of all.
+    pub first: u32,
+    /// How many it has.
+    pub mappings: u32,
+    /// Zero.
+    pub pad: u32,
+}
+
 const _: () = {
     assert!(size_of::<Page>() == 6 * PAGE_ROWS);
     assert!(size_of::<Rule>() == 16);
-    assert!(size_of::<Mapping>() == 24);
+    assert!(size_of::<Mapping>() == 32);
+    assert!(size_of::<Process>() == 24);
 };

@@ -3,7 +3,7 @@
 //!
 //! Every record starts with a [`Header`] and is sent with exactly the bytes it uses: the fixed part
 //! of its kind, then [`StackShape::kernel_frames`] and [`StackShape::user_frames`] addresses of
-//! 8 bytes each. All integers are in the byte order of the machine. A struct here has no implicit
+//! 8 bytes each, then [`StackShape::python_frames`] pairs of such words. All integers are in the byte order of the machine. A struct here has no implicit
 //! padding (asserted at the end of this file), so that no byte of kernel memory is sent unwritten.
 #![no_std]
 
@@ -12,6 +12,10 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// Most frames of one kind (kernel or user) in a record, as `kernel.perf_event_max_stack` counts.
 pub const MAX_FRAMES: usize = 127;
+
+/// Set in the address of a user frame that was found by frame pointer, because the code that it called
+/// has no table: if that code kept no frame pointer, the frame is not its caller.
+pub const BY_FRAME_POINTER: u64 = 1 << 63;
 
 /// Bytes of a `comm`, the NUL included (`TASK_COMM_LEN` in `include/linux/sched.h`).
 pub const COMM_LEN: usize = 16;
@@ -60,6 +64,7 @@ macro_rules! numbered {
 }
 
 pub mod unwind;
+pub mod walk;
 
 numbered! {
     /// A BPF program that counts for itself. The number indexes [`map::COUNTERS`], and is
@@ -104,10 +109,16 @@ numbered! {
         Truncated = 2, "truncated";
         /// The memory that the next frame is in could not be read.
         Unreadable = 3, "unreadable";
-        /// The frame pointer does not lead to an outer frame: the code keeps none.
+        /// The process has no tables yet, and its frame pointer leads nowhere.
         NoFramePointer = 4, "no_frame_pointer";
         /// Another CPU was writing the stack while it was read.
         Torn = 5, "torn";
+        /// The next address is in no executable memory that is known of the process.
+        NoMapping = 6, "no_mapping";
+        /// The code has no table, and its frame pointer leads nowhere.
+        NoTable = 7, "no_table";
+        /// The file says how to go on in a way that the walk does not follow.
+        UnsupportedRule = 8, "unsupported_rule";
     }
 }
 
@@ -140,6 +151,8 @@ macro_rules! record {
     };
 }
 
+pub mod python;
+
 record! {
     /// A task as the kernel saw it: enough to know it again after it exited.
     pub struct Task {
@@ -150,22 +163,29 @@ record! {
         /// Start of the thread group's leader in nanoseconds of `CLOCK_BOOTTIME`; tells a reused
         /// `pid` apart. 0 where the kernel's layout does not show it.
         pub start_ns: u64,
+        /// Which program the process runs: it changes with each `execve` (`self_exec_id`).
+        pub exec_id: u32,
+        /// Zero.
+        pub pad: u32,
         /// The thread's name, filled up with NULs.
         pub comm: [u8; COMM_LEN],
     }
 }
 
 record! {
-    /// How many frames follow the fixed part, and how the user stack ended.
+    /// How many frames follow the fixed part, and how the stacks ended.
     pub struct StackShape {
         /// Kernel frames, innermost first.
         pub kernel_frames: u16,
-        /// User frames behind them, innermost first.
+        /// User frames behind them, innermost first; some with [`BY_FRAME_POINTER`].
         pub user_frames: u16,
         /// A [`StackEnd`].
         pub user_end: u8,
-        /// Zero.
-        pub pad: [u8; 3],
+        /// A [`PythonEnd`](python::PythonEnd).
+        pub python_end: u8,
+        /// Python frames behind those, innermost first: two words each, of which [`python`] says what
+        /// they hold.
+        pub python_frames: u16,
     }
 }
 
@@ -260,6 +280,8 @@ record! {
         pub weight: u64,
         /// User stacks by [`StackEnd`].
         pub stack_ends: [u64; StackEnd::ALL.len()],
+        /// Python stacks by [`PythonEnd`](python::PythonEnd).
+        pub python_ends: [u64; python::PythonEnd::ALL.len()],
     }
 }
 
@@ -314,10 +336,20 @@ pub mod map {
     pub const CGROUPS: &str = "CGROUPS";
     /// Ring buffer of [`CgroupChange`](super::CgroupChange)s.
     pub const CGROUP_CHANGES: &str = "CGROUP_CHANGES";
-    /// Hash of the process start times by `pid`, of processes whose first record woke the agent.
+    /// Hash of processes by `pid`, whose first record woke the agent.
     pub const SEEN: &str = "SEEN";
     /// Socket storage of sender stacks.
     pub const SENDERS: &str = "SENDERS";
+    /// Hash of [`Process`](super::python::Process) by `pid`.
+    pub const PYTHON: &str = "PYTHON";
+    /// Hash of [`Process`](super::unwind::Process) by `pid`.
+    pub const PROCESSES: &str = "PROCESSES";
+    /// Array of [`Mapping`](super::unwind::Mapping), those of a process one behind the other.
+    pub const MAPPINGS: &str = "MAPPINGS";
+    /// Array of arrays of [`Page`](super::unwind::Page), one for each table.
+    pub const TABLES: &str = "TABLES";
+    /// Array of [`Rule`](super::unwind::Rule).
+    pub const RULES: &str = "RULES";
 }
 
 /// Names of the read-only globals: byte offsets of fields, from the running kernel's BTF.
@@ -330,7 +362,11 @@ pub mod field {
     pub const ALL: &[(&str, &str, &str)] = &[
         ("TASK_GROUP_LEADER", "task_struct", "group_leader"),
         ("TASK_START_BOOTTIME", "task_struct", "start_boottime"),
+        ("TASK_EXEC_ID", "task_struct", "self_exec_id"),
         ("TASK_FLAGS", "task_struct", "flags"),
+        // On x86-64 alone. The kernel keeps it current for the running task, but for code that changes
+        // it by `wrfsbase`, which no C library does (`do_arch_prctl_64`, `arch/x86/kernel/process_64.c`).
+        ("TASK_FSBASE", "task_struct", "thread.fsbase"),
         ("SOCK_FAMILY", "sock", "__sk_common.skc_family"),
         ("SOCK_STATE", "sock", "__sk_common.skc_state"),
         ("SOCK_LOCAL_PORT", "sock", "__sk_common.skc_num"),
@@ -368,13 +404,13 @@ pub mod field {
 }
 
 const _: () = {
-    assert!(size_of::<Task>() == 32);
+    assert!(size_of::<Task>() == 40);
     assert!(size_of::<StackShape>() == 8);
-    assert!(size_of::<Header>() == 8 + 3 * 8 + 32 + 8);
+    assert!(size_of::<Header>() == 8 + 3 * 8 + 40 + 8);
     assert!(size_of::<SampleRecord>() == size_of::<Header>());
     assert!(size_of::<FaultRecord>() == size_of::<Header>() + 8);
     assert!(size_of::<RetransmitRecord>() == size_of::<Header>() + 8 + 32 + 8 + 16);
-    assert!(size_of::<Counters>() == 8 * (4 + DROPS + StackEnd::ALL.len()));
+    assert!(size_of::<Counters>() == 8 * (4 + DROPS + StackEnd::ALL.len() + 5));
     assert!(size_of::<Control>() == 16);
     assert!(size_of::<CgroupChange>() == 16);
     // Frames follow the fixed part, aligned.

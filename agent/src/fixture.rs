@@ -78,6 +78,7 @@ impl Source {
             offset: 0,
             kind: FrameKind::User,
             inlined: false,
+            by_frame_pointer: false,
         });
         self.frames.insert(name.into(), id);
         FrameId(id)

@@ -1,8 +1,9 @@
 //! Wires the stages: kernel → decode → aggregate → resolve → whoever takes the batches.
 //!
-//! Three owners. The *collector*, a task, owns the kernel side and the aggregator: it drains the ring
+//! Four owners. The *collector*, a task, owns the kernel side and the aggregator: it drains the ring
 //! buffer, flushes, and never waits for anyone. The *witness*, a thread, reads processes as soon as
-//! they are seen, before they can exit. The *resolver*, a thread, owns symbols, attribution and the
+//! they are seen, before they can exit. The *unwinder*, a thread, owns the unwind tables in the kernel. The
+//! *resolver*, a thread, owns symbols, attribution and the
 //! dictionary, and may spend seconds in a large file. Between them are bounded queues; while they
 //! are full the collector goes on gathering into its bounded table, and what does not fit is counted
 //! as dropped.
@@ -11,7 +12,7 @@ use std::{collections::VecDeque, sync::Arc, thread, time::Duration};
 
 use hashbrown::HashMap;
 use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot},
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch},
     time::{Instant, MissedTickBehavior, interval, interval_at},
 };
 use tracing::{debug, error, warn};
@@ -21,16 +22,19 @@ use crate::{
     aggregate::{Aggregator, Flush},
     attribute, clock,
     decode::decode,
-    event::{CgroupId, KTime, Probe, ProcessKey},
+    event::{CgroupId, Event, KTime, Probe, ProcessKey, StackEnd},
     follow::Follower,
     kernel::{
-        Config, Kernel, KernelError, ProbeState,
+        Config, Kernel, KernelError, ProbeState, Started,
+        python::PythonMap,
         ring::{Change, Ring, cgroup_change},
     },
     pods::Latest,
     profile::Batch,
+    python::{self, Code, Program},
     resolve::{Resolver, Seen},
-    symbols::{Sighting, Sights},
+    symbols::{Limits, Sighting, Sights},
+    unwinder::{self, Told, Unwinder, Unwinding},
 };
 
 /// How often the ring buffer is read when nothing wakes the agent. Longer means fewer wake-ups and
@@ -53,9 +57,24 @@ const FLUSHES: usize = 2;
 /// Processes whose sight was sent; beyond it all are forgotten, and sent again.
 const MAX_SIGHTED: usize = 65_536;
 
-/// How often a process with major faults is read again: each may be in a file that was mapped since,
-/// and waits for a device far longer than that costs.
-const AGAIN_NS: u64 = 10_000_000;
+/// How often a process with major faults is read again, in nanoseconds: each may be in a file that was
+/// mapped since, and waits for a device far longer than that costs.
+const FAULTED_AGAIN_NS: u64 = 10_000_000;
+
+/// How often a process whose stack leads to unknown memory is read again: it may have loaded a library.
+const LOST_AGAIN_NS: u64 = 100_000_000;
+
+/// How often a process is read again for which there are no unwind tables: they may have made room for
+/// others.
+const WITHOUT_AGAIN_NS: u64 = 2_000_000_000;
+
+/// Code objects that were sent to be read; beyond it all are forgotten, and sent again. Each costs some
+/// 40 bytes.
+const MAX_CODES: usize = 65_536;
+
+/// How often a code object is read again: another may have taken its address. Each reading costs some
+/// 10 µs.
+const CODE_AGAIN_NS: u64 = 10_000_000_000;
 
 /// When a new process is read for the second time: later than a program takes to start.
 const YOUNG: Duration = Duration::from_millis(10);
@@ -91,6 +110,8 @@ pub struct Pipeline {
     pub probes: Vec<(Probe, ProbeState)>,
     /// CPUs sampled at the start.
     pub cpus: usize,
+    /// What is known for unwinding, as it changes.
+    pub unwinding: watch::Receiver<Unwinding>,
     stop: oneshot::Sender<()>,
     collector: tokio::task::JoinHandle<Account>,
 }
@@ -100,6 +121,10 @@ enum Work {
     /// A new cgroup: its path is read before it is gone.
     Made(CgroupId),
     Sight(ProcessKey, CgroupId, Option<(Seen, OwnedSemaphorePermit)>),
+    /// Code objects of Python that were seen, by their addresses.
+    Codes(ProcessKey, Vec<u64>),
+    /// What was read of them.
+    Read(ProcessKey, python::Read, OwnedSemaphorePermit),
     Flush {
         flush: Flush,
         start: KTime,
@@ -121,20 +146,35 @@ impl Pipeline {
         resolver: Resolver,
         batches: mpsc::Sender<Arc<Batch>>,
     ) -> Result<Self, KernelError> {
-        let (kernel, ring, changes) = Kernel::start(options.kernel)?;
+        let Started { mut kernel, ring, changes, tables } = Kernel::start(options.kernel)?;
+        let python = PythonReader { reader: python::Reader::default(), map: kernel.python()? };
         let probes = Probe::ALL.iter().map(|p| (*p, kernel.state(*p).clone())).collect();
         let cpus = kernel.cpus().len();
         let (work, seen) = mpsc::channel(QUEUE);
         let (read, waiting) = mpsc::channel(QUEUE);
-        let sights = Sights::new(resolver.limits().clone());
+        let (tell, told) = std::sync::mpsc::sync_channel(unwinder::QUEUE);
+        let (stats, unwinding) = watch::channel(Unwinding::default());
+        let unwinder = Unwinder::new(tables, stats);
+        let witness = Witness {
+            sights: Sights::new(resolver.limits().clone()),
+            limits: resolver.limits().clone(),
+            python,
+            unwinder: tell,
+            young: VecDeque::new(),
+            room: Arc::new(Semaphore::new(SEEN_KIB as usize)),
+        };
         let clock = tokio::runtime::Builder::new_current_thread()
             .enable_time()
             .build()
             .map_err(|e| KernelError::Io("start the thread that reads processes", e))?;
         thread::Builder::new()
             .name("witness".to_owned())
-            .spawn(move || clock.block_on(witness(sights, seen, read)))
+            .spawn(move || clock.block_on(witness.run(seen, read)))
             .map_err(|e| KernelError::Io("start the thread that reads processes", e))?;
+        thread::Builder::new()
+            .name("unwinder".to_owned())
+            .spawn(move || unwinder.run(&told))
+            .map_err(|e| KernelError::Io("start the thread that builds unwind tables", e))?;
         thread::Builder::new()
             .name("resolver".to_owned())
             .spawn(move || resolve_all(resolver, waiting, &batches))
@@ -147,13 +187,14 @@ impl Pipeline {
             work,
             places: Arc::new(Semaphore::new(FLUSHES)),
             sighted: HashMap::default(),
+            codes: HashMap::default(),
             since: clock::monotonic(),
             follower: options.follower,
             pods: options.pods,
             changes,
         };
         let collector = tokio::spawn(collector.run(ring, options.flush, stopped));
-        Ok(Self { probes, cpus, stop, collector })
+        Ok(Self { probes, cpus, unwinding, stop, collector })
     }
 
     /// Stops every probe, takes what is still on its way, and returns the final account. The last
@@ -172,42 +213,86 @@ impl Pipeline {
     }
 }
 
-/// Reads processes until the collector is gone. A new one is read twice: at its first event it may
-/// be about to execute another program, or still be loading its libraries.
-async fn witness(mut sights: Sights, mut seen: mpsc::Receiver<Work>, read: mpsc::Sender<Work>) {
-    let room = Arc::new(Semaphore::new(SEEN_KIB as usize));
-    let mut young: VecDeque<(Instant, ProcessKey, CgroupId)> = VecDeque::new();
-    loop {
-        let due = young.front().map(|(due, ..)| *due);
-        let again = async {
-            match due {
-                Some(due) => tokio::time::sleep_until(due).await,
-                None => std::future::pending().await,
-            }
-        };
-        let work = tokio::select! {
-            biased;
-            () = again => {
-                let Some((_, process, cgroup)) = young.pop_front() else { continue };
-                let Some(sighting) = sights.read_again(process) else { continue };
-                let seen = Seen { sighting: Some(sighting), facts: attribute::facts(process) };
-                Some(Work::Sight(process, cgroup, with_room(seen, &room)))
-            }
-            work = seen.recv() => work.map(|work| match work {
-                Work::Sight(process, cgroup, _) => {
-                    let facts = attribute::facts(process);
-                    let seen = Seen { sighting: sights.read(process), facts };
-                    if seen.sighting.is_some() && young.len() < QUEUE {
-                        young.push_back((Instant::now() + YOUNG, process, cgroup));
-                    }
-                    Work::Sight(process, cgroup, with_room(seen, &room))
+/// The thread that reads processes.
+struct Witness {
+    sights: Sights,
+    limits: Limits,
+    python: PythonReader,
+    unwinder: std::sync::mpsc::SyncSender<Told>,
+    /// Those to be read again, and when.
+    young: VecDeque<(Instant, ProcessKey, CgroupId)>,
+    /// For what waits for the resolver.
+    room: Arc<Semaphore>,
+}
+
+impl Witness {
+    /// Reads processes until the collector is gone. A new one is read twice: at its first event it may
+    /// still be loading its libraries.
+    async fn run(mut self, mut seen: mpsc::Receiver<Work>, read: mpsc::Sender<Work>) {
+        loop {
+            let due = self.young.front().map(|(due, ..)| *due);
+            let again = async {
+                match due {
+                    Some(due) => tokio::time::sleep_until(due).await,
+                    None => std::future::pending().await,
                 }
-                other => other,
-            }),
-        };
-        let Some(work) = work else { return };
-        if read.send(work).await.is_err() {
-            return;
+            };
+            let work = tokio::select! {
+                biased;
+                () = again => {
+                    let Some((_, process, cgroup)) = self.young.pop_front() else { continue };
+                    let Some(sighting) = self.sights.read_again(process) else { continue };
+                    self.tell_unwinder(process, cgroup, &sighting);
+                    let facts = attribute::facts(process);
+                    let python = self.python.look(process, &sighting);
+                    let seen = Seen { sighting: Some(sighting), facts, python };
+                    Some(Work::Sight(process, cgroup, with_room(seen, &self.room)))
+                }
+                work = seen.recv() => work.map(|work| match work {
+                    Work::Sight(process, cgroup, _) => {
+                        let facts = attribute::facts(process);
+                        let sighting = self.sights.read(process);
+                        let python = (sighting.as_ref())
+                            .and_then(|sighting| self.python.look(process, sighting));
+                        if let Some(sighting) = &sighting {
+                            self.tell_unwinder(process, cgroup, sighting);
+                            self.again(process, cgroup);
+                        }
+                        let seen = Seen { sighting, facts, python };
+                        Work::Sight(process, cgroup, with_room(seen, &self.room))
+                    }
+                    Work::Codes(process, codes) => self.read_codes(process, &codes),
+                    other => other,
+                }),
+            };
+            let Some(work) = work else { return };
+            if read.send(work).await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Reads code objects of Python.
+    fn read_codes(&self, process: ProcessKey, codes: &[u64]) -> Work {
+        let codes = self.python.reader.read(process, codes);
+        let bytes = codes.iter().map(|(_, code)| code.as_ref().map_or(64, Code::bytes));
+        match room_for(bytes.sum(), &self.room) {
+            Some(room) => Work::Read(process, codes, room),
+            None => Work::Codes(process, Vec::new()),
+        }
+    }
+
+    fn again(&mut self, process: ProcessKey, cgroup: CgroupId) {
+        if self.young.len() < QUEUE {
+            self.young.push_back((Instant::now() + YOUNG, process, cgroup));
+        }
+    }
+
+    fn tell_unwinder(&mut self, process: ProcessKey, cgroup: CgroupId, sighting: &Sighting) {
+        let told = Told { process, code: sighting.code(&self.limits), at: sighting.at() };
+        if self.unwinder.try_send(told).is_err() {
+            // It is busy with others. Reading the process again later costs less than waiting.
+            self.again(process, cgroup);
         }
     }
 }
@@ -216,8 +301,28 @@ async fn witness(mut sights: Sights, mut seen: mpsc::Receiver<Work>, read: mpsc:
 /// the process by itself.
 fn with_room(seen: Seen, room: &Arc<Semaphore>) -> Option<(Seen, OwnedSemaphorePermit)> {
     let bytes = seen.sighting.as_ref().map_or(0, Sighting::bytes);
+    room_for(bytes, room).map(|room| (seen, room))
+}
+
+fn room_for(bytes: usize, room: &Arc<Semaphore>) -> Option<OwnedSemaphorePermit> {
     let kib = u32::try_from(bytes / 1024 + 1).unwrap_or(SEEN_KIB).min(SEEN_KIB);
-    room.clone().try_acquire_many_owned(kib).ok().map(|room| (seen, room))
+    room.clone().try_acquire_many_owned(kib).ok()
+}
+
+/// Finds Python in processes, and tells the programs in the kernel.
+struct PythonReader {
+    reader: python::Reader,
+    map: PythonMap,
+}
+
+impl PythonReader {
+    fn look(&mut self, process: ProcessKey, seen: &Sighting) -> Option<Arc<Program>> {
+        let found = self.reader.look(process, seen);
+        if let Err(e) = self.map.set(process.pid, found.as_ref().map(|program| &program.process)) {
+            warn!(pid = process.pid, "its Python frames are left out: {e}");
+        }
+        found
+    }
 }
 
 /// The resolver's thread: until the collector is gone.
@@ -231,8 +336,10 @@ fn resolve_all(
             Work::Sight(process, cgroup, Some((seen, _room))) => {
                 resolver.sight(process, cgroup, seen);
             }
-            Work::Sight(_, _, None) => {}
             Work::Made(cgroup) => resolver.made(cgroup),
+            Work::Read(process, codes, _room) => resolver.read(process, codes),
+            // The resolver reads by itself what it needs and has not.
+            Work::Sight(_, _, None) | Work::Codes(..) => {}
             Work::Flush { flush, start, end, account, _place } => {
                 let batch = resolver.resolve(flush, start, end, *account);
                 if batches.blocking_send(Arc::new(batch)).is_err() {
@@ -277,10 +384,22 @@ struct Collector {
     places: Arc<Semaphore>,
     /// When each was last sent to be read, by the time of the event.
     sighted: HashMap<ProcessKey, KTime, foldhash::fast::RandomState>,
+    /// When each code object of Python was last sent to be read, by the time of the event.
+    codes: HashMap<(ProcessKey, u64), KTime, foldhash::fast::RandomState>,
     since: KTime,
     follower: Option<Follower>,
     pods: Option<Latest>,
     changes: Option<Ring>,
+}
+
+/// After what time since it was last read the event is a reason to read its process again.
+fn again_after(event: &Event<'_>) -> Option<u64> {
+    match (event.probe, event.stack.end) {
+        (Probe::MajorFault, _) => Some(FAULTED_AGAIN_NS),
+        (_, StackEnd::NoMapping) => Some(LOST_AGAIN_NS),
+        (_, StackEnd::NoFramePointer) => Some(WITHOUT_AGAIN_NS),
+        _ => None,
+    }
 }
 
 impl Collector {
@@ -330,13 +449,13 @@ impl Collector {
 
     /// Takes what waits in the ring buffer, at most [`DRAIN`] records.
     fn drain(&mut self, ring: &mut Ring) -> usize {
-        let Self { aggregator, sighted, work, .. } = self;
-        ring.drain(DRAIN, |bytes| match decode(bytes) {
+        let Self { aggregator, sighted, codes, work, .. } = self;
+        let mut fresh: HashMap<ProcessKey, Vec<u64>> = HashMap::new();
+        let drained = ring.drain(DRAIN, |bytes| match decode(bytes) {
             Ok(event) => {
                 let process = event.task.process;
                 let due = sighted.get(&process).is_none_or(|last| {
-                    event.probe == Probe::MajorFault
-                        && event.time.0.saturating_sub(last.0) >= AGAIN_NS
+                    again_after(&event).is_some_and(|after| event.time.0 >= last.0 + after)
                 });
                 if process.pid != 0 && due {
                     if sighted.len() >= MAX_SIGHTED {
@@ -346,6 +465,18 @@ impl Collector {
                     let _ = work.try_send(Work::Sight(process, event.cgroup, None));
                     sighted.insert(process, event.time);
                 }
+                for code in event.stack.codes() {
+                    let due = codes
+                        .get(&(process, code))
+                        .is_none_or(|last| event.time.0.saturating_sub(last.0) >= CODE_AGAIN_NS);
+                    if due {
+                        if codes.len() >= MAX_CODES {
+                            codes.clear();
+                        }
+                        codes.insert((process, code), event.time);
+                        fresh.entry(process).or_default().push(code);
+                    }
+                }
                 aggregator.add(&event);
             }
             Err(e) => {
@@ -353,7 +484,12 @@ impl Collector {
                 let probe = bytes.first().and_then(|kind| Probe::from_number(*kind));
                 aggregator.drop(probe.unwrap_or(Probe::OnCpu), AgentDrop::Malformed);
             }
-        })
+        });
+        for (process, codes) in fresh {
+            // As above.
+            let _ = work.try_send(Work::Codes(process, codes));
+        }
+        drained
     }
 
     /// Sends what was gathered to the resolver, which has a place for it.

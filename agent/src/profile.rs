@@ -100,6 +100,8 @@ pub enum FrameKind {
     Kernel,
     /// No code, but what the event is about: a peer, a file that faulted, a reason.
     Annotation,
+    /// Python code, which stands where its interpreter ran it.
+    Python,
 }
 
 /// One level of a stack.
@@ -115,6 +117,9 @@ pub struct Frame {
     pub kind: FrameKind,
     /// The compiler put this function into the next outer one.
     pub inlined: bool,
+    /// It was found by frame pointer, because the code that it called has no unwind table: if that code
+    /// kept no frame pointer, this is not its caller.
+    pub by_frame_pointer: bool,
 }
 
 /// What an event is charged to.

@@ -26,6 +26,7 @@ use crate::{
     pods,
     profile::Batch,
     store::Store,
+    unwinder::Unwinding,
 };
 use grpc::MAX_REQUEST_BYTES;
 use listen::ListenError;
@@ -97,7 +98,7 @@ impl Config {
 }
 
 /// What clients are told of the agent that is in no batch.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default)]
 pub struct Status {
     /// What the agent is limited to, in words; empty if it observes the whole node.
     pub filter: String,
@@ -105,6 +106,8 @@ pub struct Status {
     pub probes: [ProbeState; Probe::ALL.len()],
     /// Who names pods.
     pub pods: pods::State,
+    /// What is known for unwinding, as it changes.
+    pub unwinding: Option<watch::Receiver<Unwinding>>,
 }
 
 /// Whether a probe works.

@@ -11,10 +11,12 @@ mod cpu;
 mod faults;
 mod input;
 mod kubernetes;
+mod python;
 mod record;
 mod retransmit;
 mod running;
 mod shared;
+mod unwind;
 
 use std::{env, process::ExitCode};
 
@@ -25,7 +27,7 @@ use podflame_tests::Node;
 type Test = (&'static str, fn() -> anyhow::Result<()>);
 
 fn main() -> ExitCode {
-    let tables: [(&str, &[Test]); 8] = [
+    let tables: [(&str, &[Test]); 9] = [
         ("account", account::TESTS),
         ("agent", agent::TESTS),
         ("cpu", cpu::TESTS),
@@ -34,6 +36,7 @@ fn main() -> ExitCode {
         ("kubernetes", kubernetes::TESTS),
         ("retransmit", retransmit::TESTS),
         ("shared", shared::TESTS),
+        ("unwind", unwind::TESTS),
     ];
     let trials = tables.iter().flat_map(|(subject, tests)| {
         tests.iter().map(move |(name, test)| {
@@ -44,12 +47,13 @@ fn main() -> ExitCode {
             })
         })
     });
-    let conclusion = libtest_mimic::run(&Arguments::from_args(), trials.collect());
+    let trials = trials.chain(python::trials()).collect();
+    let conclusion = libtest_mimic::run(&Arguments::from_args(), trials);
     kubernetes::end();
     conclusion.exit_code()
 }
 
-fn run(test: fn() -> anyhow::Result<()>) -> Result<Completion, Failed> {
+fn run(test: impl FnOnce() -> anyhow::Result<()>) -> Result<Completion, Failed> {
     if let Some(reason) = missing_privilege() {
         return match env::var("CI").is_ok_and(|ci| ci == "true") {
             true => Err(reason.into()),

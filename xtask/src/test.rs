@@ -14,7 +14,7 @@ use anyhow::{Context as _, Result};
 
 use crate::{
     setup,
-    shell::{cargo, progress, run, target},
+    shell::{cargo, output, progress, run, target},
 };
 
 /// Runs every test whose name holds `filter` and closes with a line `N passed, N failed`.
@@ -57,6 +57,19 @@ fn prepare_kernel_tests(tests: &mut Command) -> Result<()> {
         &["iproute2", "nftables", "linux-perf", "iperf3"],
         &["ip", "nft", "perf", "iperf3"],
     )?;
+    // Programs that the tests profile, as a distribution ships them.
+    setup::apt(
+        &["redis-server", "nginx-light", "postgresql", "sqlite3", "g++", "python3", "nodejs"],
+        &[
+            "redis-server",
+            "nginx",
+            "/usr/lib/postgresql",
+            "sqlite3",
+            "g++",
+            "/usr/bin/python3",
+            "node",
+        ],
+    )?;
     let tools = setup::python_tools()?;
     if env::var_os("PODFLAME_KUBERNETES").is_some() {
         setup::kubernetes_node()?;
@@ -81,6 +94,10 @@ fn prepare_kernel_tests(tests: &mut Command) -> Result<()> {
         .env("PODFLAME_PYTHON", tools.join("python"))
         .env("PODFLAME_BUF", tools.join("buf"))
         .env("PODFLAME_GO", tools.join("go"));
+    // Pythons of several versions are used where they are; tests of those that are not are ignored.
+    if let Ok(root) = output(Command::new("pyenv").arg("root")) {
+        tests.env("PODFLAME_PYENV", root);
+    }
     Ok(())
 }
 

@@ -115,7 +115,7 @@ fn says(name: &path::CgroupName<'_>) -> u32 {
 #[cfg(test)]
 pub(super) fn key_of(pid: u32) -> Option<ProcessKey> {
     let (_, ticks) = flags_and_start(&contents(&format!("/proc/{pid}/stat"))?)?;
-    Some(ProcessKey { pid, start_ns: ticks * TICK_NS })
+    Some(ProcessKey { pid, start_ns: ticks * TICK_NS, exec_id: 0 })
 }
 
 #[cfg(test)]

@@ -152,7 +152,7 @@ fn processes_the_kernel_and_nobody() {
     let gone = ProcessKey { start_ns: gone.start_ns + 1, ..gone };
     let why = "the process exited before its cgroup or executable could be read";
     assert_eq!(charge(gone, "x", None), nobody(why));
-    let idle = ProcessKey { pid: 0, start_ns: 1 };
+    let idle = ProcessKey { start_ns: 1, ..ProcessKey::default() };
     let why = "neither the cgroup names a workload nor is the process known";
     assert_eq!(charge(idle, "x", None), nobody(why));
 }
@@ -161,7 +161,7 @@ fn processes_the_kernel_and_nobody() {
 fn equal_workloads_are_one() {
     let mut attributor = Attributor::new();
     let mut charge = |pid| {
-        let process = ProcessKey { pid, start_ns: 1 };
+        let process = ProcessKey { pid, start_ns: 1, exec_id: 0 };
         attributor.workload(ROOT, process, comm("x"), Some("/bin/x"))
     };
     let (a, b) = (charge(u32::MAX), charge(u32::MAX - 1));
@@ -173,7 +173,7 @@ fn equal_workloads_are_one() {
 fn bounded_whatever_comes() {
     let mut attributor = Attributor::new();
     for number in 0..40_000_u32 {
-        let process = ProcessKey { pid: u32::MAX - number, start_ns: 1 };
+        let process = ProcessKey { pid: u32::MAX - number, start_ns: 1, exec_id: 0 };
         let executable = format!("/bin/{number}");
         let charged = attributor.workload(ROOT, process, Comm::default(), Some(&executable));
         assert_eq!(charged.name, number.to_string());
@@ -252,7 +252,7 @@ fn an_event_costs_less_than_a_microsecond() {
         let workload = attributor.intern(by_path(&path).unwrap());
         attributor.named.insert(CgroupId(n), workload);
     }
-    let (process, comm) = (ProcessKey { pid: 7, start_ns: 8 }, comm("app"));
+    let (process, comm) = (ProcessKey { pid: 7, start_ns: 8, exec_id: 0 }, comm("app"));
     let start = Instant::now();
     let mut random = 1_u64;
     for _ in 0..EVENTS {

@@ -172,6 +172,7 @@ async fn tell_state(mut pods: pods::Latest, status: watch::Sender<serve::Status>
 fn status_of(args: &Args, pipeline: &Pipeline) -> serve::Status {
     let mut status = serve::Status {
         filter: args.filter.describe().unwrap_or_default(),
+        unwinding: Some(pipeline.unwinding.clone()),
         ..serve::Status::default()
     };
     for (probe, state) in &pipeline.probes {

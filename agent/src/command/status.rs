@@ -62,11 +62,12 @@ pub(super) fn delivery(d: &v1::DeliveryCount) -> Value {
     })
 }
 
+fn reasons(all: &[v1::ReasonCount]) -> Value {
+    all.iter().map(|r| (r.reason.clone(), Value::from(r.events))).collect()
+}
+
 /// The counts of a probe, as JSON.
 pub(super) fn account(a: &v1::ProbeAccount) -> Value {
-    let reasons = |all: &[v1::ReasonCount]| -> Value {
-        all.iter().map(|r| (r.reason.clone(), Value::from(r.events))).collect()
-    };
     json!({
         "probe": a.probe,
         "run_count": a.run_count,
@@ -80,6 +81,7 @@ pub(super) fn account(a: &v1::ProbeAccount) -> Value {
         "in_flight": a.in_flight,
         "weight": a.weight,
         "stack_ends": reasons(&a.stack_ends),
+        "python_ends": reasons(&a.python_ends),
     })
 }
 
@@ -145,6 +147,7 @@ fn json(s: &v1::GetStatusResponse) -> Value {
         },
         "clients": s.clients.iter().map(client).collect::<Value>(),
         "pod_names": pod_names(&s.pod_names.clone().unwrap_or_default()),
+        "unwinding": s.unwinding.as_ref().map(unwinding),
     })
 }
 
@@ -158,6 +161,25 @@ fn pod_names(p: &v1::PodNamesStatus) -> Value {
         "failures": p.failures,
         "last_failure": p.last_failure,
         "refused": p.refused,
+    })
+}
+
+fn unwinding(u: &v1::UnwindStatus) -> Value {
+    json!({
+        "processes": u.processes,
+        "tables": u.tables,
+        "size_bytes": u.size_bytes,
+        "max_bytes": u.max_bytes,
+        "rows": u.rows,
+        "rules": u.rules,
+        "files_built": u.files_built,
+        "build_time_us": u.build_time_us,
+        "files_without": reasons(&u.files_without),
+        "tables_evicted": u.tables_evicted,
+        "files_without_room": u.files_without_room,
+        "processes_without_room": u.processes_without_room,
+        "processes_ready": u.processes_ready,
+        "processes_ready_early": u.processes_ready_early,
     })
 }
 
@@ -197,7 +219,7 @@ fn text(s: &v1::GetStatusResponse) -> Result<String, std::fmt::Error> {
     )?;
     writeln!(
         out,
-        "names     {}: {} stacks, {} frames, {} functions, {} files, {} workloads\n",
+        "names     {}: {} stacks, {} frames, {} functions, {} files, {} workloads",
         mib(d.size_bytes),
         d.stacks,
         d.frames,
@@ -205,7 +227,17 @@ fn text(s: &v1::GetStatusResponse) -> Result<String, std::fmt::Error> {
         d.mappings,
         d.workloads
     )?;
-    out.pop();
+    if let Some(u) = &s.unwinding {
+        writeln!(
+            out,
+            "unwinding {} processes, {} tables of {} rows in {} of {}",
+            u.processes,
+            u.tables,
+            u.rows,
+            mib(u.size_bytes),
+            mib(u.max_bytes)
+        )?;
+    }
     pods(&mut out, &s.pod_names.clone().unwrap_or_default())?;
     writeln!(
         out,

@@ -273,6 +273,7 @@ impl Lines {
                     FrameKind::User => "user",
                     FrameKind::Kernel => "kernel",
                     FrameKind::Annotation => "annotation",
+                    FrameKind::Python => "python",
                 },
                 file: d.string(function.file),
                 line: frame.line,
@@ -280,6 +281,7 @@ impl Lines {
                 build_id,
                 offset: frame.offset,
                 inlined: frame.inlined,
+                by_frame_pointer: frame.by_frame_pointer,
             })
         };
         d.stack(StackId(id)).iter().filter_map(|id| frame(*id)).collect()
@@ -303,6 +305,8 @@ struct JsonFrame<'a> {
     offset: u64,
     #[serde(skip_serializing_if = "is_default")]
     inlined: bool,
+    #[serde(skip_serializing_if = "is_default")]
+    by_frame_pointer: bool,
 }
 
 /// A workload, with the fields that say something.

@@ -99,7 +99,8 @@ impl Fixture {
             _ => FrameKind::User,
         };
         let (line, offset, inlined) = (code.line, code.offset, code.inlined);
-        let frame = Frame { function, line, offset, kind, inlined };
+        let by_frame_pointer = false;
+        let frame = Frame { function, line, offset, kind, inlined, by_frame_pointer };
         FrameId(intern(&mut self.dictionary.all.frames, frame))
     }
 

@@ -85,6 +85,8 @@ struct FrameRow<'a> {
     offset: u64,
     kind: &'static str,
     inlined: bool,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    by_frame_pointer: bool,
 }
 
 /// The document of a profile, ended by a newline.
@@ -166,9 +168,11 @@ fn frame(dictionary: &Dictionary, id: FrameId) -> FrameRow<'_> {
         kind: match found.map(|(frame, _)| frame.kind) {
             Some(FrameKind::Kernel) => "kernel",
             Some(FrameKind::Annotation) => "annotation",
+            Some(FrameKind::Python) => "python",
             Some(FrameKind::User) | None => "user",
         },
         inlined: found.is_some_and(|(frame, _)| frame.inlined),
+        by_frame_pointer: found.is_some_and(|(frame, _)| frame.by_frame_pointer),
     }
 }
 

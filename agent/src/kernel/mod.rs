@@ -26,7 +26,9 @@ use zerocopy::transmute;
 use self::{
     btf::{Btf, BtfError},
     perf::{PerfEvent, Source},
+    python::PythonMap,
     ring::Ring,
+    tables::Tables,
 };
 use crate::{
     account::{self, ProbeAccount},
@@ -35,7 +37,11 @@ use crate::{
 
 pub mod btf;
 pub mod perf;
+pub mod python;
 pub mod ring;
+pub mod tables;
+
+pub use aya::maps::MapError;
 
 /// The object that `cargo xtask build-ebpf` makes.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(
@@ -127,6 +133,18 @@ pub enum ProbeState {
     Failed(String),
 }
 
+/// What a start gives.
+pub struct Started {
+    /// The kernel side.
+    pub kernel: Kernel,
+    /// The reading end of the records.
+    pub ring: Ring,
+    /// That of changes of cgroups, if they can be followed.
+    pub changes: Option<Ring>,
+    /// The unwind tables.
+    pub tables: Tables,
+}
+
 /// The loaded programs.
 pub struct Kernel {
     ebpf: Ebpf,
@@ -188,14 +206,13 @@ pub fn tracepoint(probe: Probe) -> Option<&'static str> {
 }
 
 impl Kernel {
-    /// Loads the programs and attaches the probes that are asked for. Returns the kernel side, the
-    /// ring buffer's reading end, and that of changes of cgroups if they can be followed; must be
-    /// called within a tokio runtime.
+    /// Loads the programs and attaches the probes that are asked for; must be called within a tokio
+    /// runtime.
     ///
     /// # Errors
     ///
     /// If the object is refused, or no probe at all could be attached.
-    pub fn start(config: Config) -> Result<(Self, Ring, Option<Ring>), KernelError> {
+    pub fn start(config: Config) -> Result<Started, KernelError> {
         let types = Btf::from_sys()?;
         let aya_types = aya::Btf::from_sys_fs()
             .map_err(|e| KernelError::Map { name: "BTF", cause: e.to_string() })?;
@@ -212,6 +229,7 @@ impl Kernel {
         let ring = Ring::new(ring).map_err(|e| KernelError::Io("watch the ring buffer", e))?;
         let counters = PerCpuArray::try_from(take_map(&mut ebpf, map::COUNTERS)?)
             .map_err(|e| wrong_map(map::COUNTERS, &e))?;
+        let tables = take_tables(&mut ebpf)?;
         set_control(&mut ebpf, &config.filter, ring_bytes)?;
         let mut kernel = Self {
             ebpf,
@@ -229,7 +247,7 @@ impl Kernel {
         let verdicts = std::mem::take(&mut kernel.config.filter.verdicts);
         kernel.set_verdicts(&verdicts)?;
         kernel.attach_all(&aya_types)?;
-        Ok((kernel, ring, changes))
+        Ok(Started { kernel, ring, changes, tables })
     }
 
     fn attach_all(&mut self, types: &aya::Btf) -> Result<(), KernelError> {
@@ -395,6 +413,15 @@ impl Kernel {
         Ok(())
     }
 
+    /// The map of processes that run Python, for whoever finds them. Can be taken once.
+    ///
+    /// # Errors
+    ///
+    /// If it is not there.
+    pub fn python(&mut self) -> Result<PythonMap, KernelError> {
+        PythonMap::new(take_map(&mut self.ebpf, map::PYTHON)?)
+    }
+
     /// Stops every probe. What is in the ring buffer stays readable, and so do the counters.
     pub fn stop(&mut self) {
         self.events.clear();
@@ -507,6 +534,30 @@ fn set_control(ebpf: &mut Ebpf, filter: &Filter, ring_bytes: u32) -> Result<(), 
 
 fn take_map(ebpf: &mut Ebpf, name: &'static str) -> Result<aya::maps::Map, KernelError> {
     ebpf.take_map(name).ok_or_else(|| wrong_map(name, &"not in the object"))
+}
+
+fn take_tables(ebpf: &mut Ebpf) -> Result<Tables, KernelError> {
+    fn typed<T: TryFrom<aya::maps::Map, Error = MapError>>(
+        ebpf: &mut Ebpf,
+        name: &'static str,
+    ) -> Result<T, KernelError> {
+        T::try_from(take_map(ebpf, name)?).map_err(|e| wrong_map(name, &e))
+    }
+    let tables = take_map(ebpf, map::TABLES)?;
+    let aya::maps::Map::ArrayOfMaps(data) = &tables else {
+        return Err(wrong_map(map::TABLES, &"not an array of maps"));
+    };
+    let tables_fd = data.fd().as_fd().try_clone_to_owned();
+    let tables_fd = tables_fd.map_err(|e| wrong_map(map::TABLES, &e))?;
+    Ok(Tables {
+        rules: typed(ebpf, map::RULES)?,
+        tables: tables.try_into().map_err(|e: MapError| wrong_map(map::TABLES, &e))?,
+        tables_fd,
+        mappings: typed(ebpf, map::MAPPINGS)?,
+        processes: typed(ebpf, map::PROCESSES)?,
+        empty: Tables::empty().map_err(|e| wrong_map(map::TABLES, &e))?,
+        staged: Vec::new(),
+    })
 }
 
 fn map_mut<'a>(

@@ -13,7 +13,7 @@ use podflame_proto::{Timestamp, v1};
 use crate::{
     account::{Account, AgentDrop, ProbeAccount, kernel_drops},
     clock::Clock,
-    event::{Cause, KTime, Probe, StackEnd},
+    event::{Cause, KTime, Probe, PythonEnd, StackEnd},
     export::Format,
     pods,
     profile::{
@@ -26,6 +26,8 @@ use crate::{
         hub::{ClientState, Count, Kind, Loss, Stage, State},
     },
     store::{Query, Size, Usage, Usages},
+    unwind::NoTable,
+    unwinder::{TABLE_BYTES, Unwinding},
 };
 
 /// Most entries in each list of a request's filter.
@@ -76,6 +78,7 @@ same!(to_frame_kind, from_frame_kind: FrameKind <=> FrameKind {
     User => User,
     Kernel => Kernel,
     Annotation => Annotation,
+    Python => Python,
 });
 same!(to_workload_kind, from_workload_kind: WorkloadKind <=> WorkloadKind {
     Unattributed => Unattributed,
@@ -114,6 +117,9 @@ same!(to_stack_end, from_stack_end: StackEnd <=> StackEnd {
     Unreadable => Unreadable,
     NoFramePointer => NoFramePointer,
     Torn => Torn,
+    NoMapping => NoMapping,
+    NoTable => NoTable,
+    UnsupportedRule => UnsupportedRule,
 });
 same!(to_cause, from_cause: Cause <=> RetransmitCause {
     Unknown => Unknown,
@@ -340,6 +346,7 @@ fn to_account(probe: Probe, a: &ProbeAccount) -> v1::ProbeAccount {
         in_flight: i64::try_from(in_flight).unwrap_or(i64::MIN),
         weight: a.weight,
         stack_ends: reasons(StackEnd::ALL.iter().map(|e| e.name()).zip(a.stack_ends)),
+        python_ends: reasons(PythonEnd::ALL.iter().map(|e| e.name()).zip(a.python_ends)),
     }
 }
 
@@ -405,6 +412,7 @@ pub fn to_status(
         }),
         clients: state.clients.iter().map(|c| to_client(clock, c)).collect(),
         pod_names: Some(to_pod_names(&status.pods)),
+        unwinding: status.unwinding.as_ref().map(|now| to_unwinding(&now.borrow())),
     }
 }
 
@@ -418,6 +426,29 @@ fn to_pod_names(state: &pods::State) -> v1::PodNamesStatus {
         failures: state.failures,
         last_failure: state.last_failure.clone(),
         refused: state.refused,
+    }
+}
+
+fn to_unwinding(now: &Unwinding) -> v1::UnwindStatus {
+    let reasons = NoTable::ALL.iter().zip(now.without);
+    v1::UnwindStatus {
+        processes: now.processes,
+        tables: now.tables,
+        size_bytes: now.bytes,
+        max_bytes: TABLE_BYTES,
+        rows: now.rows,
+        rules: now.rules,
+        files_built: now.built,
+        build_time_us: now.built_us,
+        files_without: reasons
+            .filter(|(_, events)| *events > 0)
+            .map(|(reason, events)| v1::ReasonCount { reason: reason.name().into(), events })
+            .collect(),
+        tables_evicted: now.evicted,
+        files_without_room: now.no_room,
+        processes_without_room: now.too_many_mappings,
+        processes_ready: now.ready,
+        processes_ready_early: now.ready_early,
     }
 }
 

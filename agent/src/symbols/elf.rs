@@ -1,4 +1,5 @@
-//! The parts of an ELF file that symbols need, read piece by piece from an open file.
+//! The parts of an ELF file that symbols and unwind tables need, read piece by piece from an open
+//! file.
 //!
 //! Files are read and never mapped: a process may truncate its own file, and a mapping of it would
 //! then kill the agent (SIGBUS). Every size that the file states is held against the length of the
@@ -29,11 +30,15 @@ const BUILD_ID: usize = 64;
 
 /// An open ELF file.
 #[derive(Debug)]
-pub(super) struct Elf {
+pub(crate) struct Elf {
     file: Arc<File>,
     len: u64,
     modified: (i64, i64),
     wide: bool,
+    /// `EM_*`.
+    pub(crate) machine: u16,
+    /// `PT_GNU_EH_FRAME`.
+    pub(crate) eh_frame_hdr: Option<Segment>,
     sections_at: (u64, u64, u64),
     section_names: usize,
     segments: Vec<Segment>,
@@ -41,28 +46,32 @@ pub(super) struct Elf {
     pub(super) build_id: String,
 }
 
-/// A `PT_LOAD`.
+/// A program header.
 #[derive(Clone, Copy, Debug)]
-struct Segment {
-    offset: u64,
-    address: u64,
-    len: u64,
-    executable: bool,
+pub(crate) struct Segment {
+    /// Offset in the file.
+    pub(crate) offset: u64,
+    /// Address in memory.
+    pub(crate) address: u64,
+    /// Bytes in the file.
+    pub(crate) len: u64,
+    /// Whether code in it may run.
+    pub(crate) executable: bool,
 }
 
 /// A section header.
 #[derive(Clone, Debug)]
-pub(super) struct Section {
+pub(crate) struct Section {
     /// Its name, lossy.
-    pub(super) name: String,
+    pub(crate) name: String,
     /// `SHT_*`.
-    pub(super) kind: u32,
+    pub(crate) kind: u32,
     /// Address in memory.
-    pub(super) address: u64,
+    pub(crate) address: u64,
     /// Bytes it holds, compressed or not.
-    pub(super) size: u64,
+    pub(crate) size: u64,
     /// Index of the section it refers to.
-    pub(super) link: usize,
+    pub(crate) link: usize,
     flags: u64,
     offset: u64,
 }
@@ -75,7 +84,7 @@ impl Section {
 }
 
 /// Little-endian fields of a header, all zero behind its end.
-pub(super) struct Fields<'a>(pub(super) &'a [u8]);
+pub(crate) struct Fields<'a>(pub(crate) &'a [u8]);
 
 impl Fields<'_> {
     fn bytes<const N: usize>(&self, at: usize) -> [u8; N] {
@@ -83,34 +92,36 @@ impl Fields<'_> {
     }
 
     /// The byte at an offset.
-    pub(super) fn u8(&self, at: usize) -> u8 {
+    pub(crate) fn u8(&self, at: usize) -> u8 {
         u8::from_le_bytes(self.bytes(at))
     }
 
     /// The 16 bits at an offset.
-    pub(super) fn u16(&self, at: usize) -> u16 {
+    pub(crate) fn u16(&self, at: usize) -> u16 {
         u16::from_le_bytes(self.bytes(at))
     }
 
     /// The 32 bits at an offset.
-    pub(super) fn u32(&self, at: usize) -> u32 {
+    pub(crate) fn u32(&self, at: usize) -> u32 {
         u32::from_le_bytes(self.bytes(at))
     }
 
     /// The 64 bits at an offset.
-    pub(super) fn u64(&self, at: usize) -> u64 {
+    pub(crate) fn u64(&self, at: usize) -> u64 {
         u64::from_le_bytes(self.bytes(at))
     }
 }
 
 impl Elf {
     /// Reads the headers and the build ID.
-    pub(super) fn open(file: Arc<File>, metadata: &Metadata) -> Result<Self, Unknown> {
+    pub(crate) fn open(file: Arc<File>, metadata: &Metadata) -> Result<Self, Unknown> {
         let mut elf = Self {
             file,
             len: metadata.len(),
             modified: (metadata.mtime(), metadata.mtime_nsec()),
             wide: true,
+            machine: 0,
+            eh_frame_hdr: None,
             sections_at: (0, 0, 0),
             section_names: 0,
             segments: Vec::new(),
@@ -122,6 +133,7 @@ impl Elf {
             && f.u8(5) == elf::ELFDATA2LSB.0
             && [elf::ET_EXEC.0, elf::ET_DYN.0].contains(&f.u16(16));
         elf.wide = f.u8(4) == elf::ELFCLASS64.0;
+        elf.machine = f.u16(18);
         if !known || !(elf.wide || f.u8(4) == elf::ELFCLASS32.0) {
             return Err(Unknown::NotElf);
         }
@@ -147,11 +159,10 @@ impl Elf {
             } else {
                 (f.u32(24), f.u32(4).into(), f.u32(8).into(), f.u32(16).into())
             };
+            let segment = Segment { offset, address, len, executable: flags & elf::PF_X.0 != 0 };
             match f.u32(0) {
-                kind if kind == elf::PT_LOAD.0 => {
-                    let executable = flags & elf::PF_X.0 != 0;
-                    self.segments.push(Segment { offset, address, len, executable });
-                }
+                kind if kind == elf::PT_LOAD.0 => self.segments.push(segment),
+                kind if kind == elf::PT_GNU_EH_FRAME.0 => self.eh_frame_hdr = Some(segment),
                 kind if kind == elf::PT_NOTE.0 => notes.push((offset, len)),
                 _ => {}
             }
@@ -169,7 +180,7 @@ impl Elf {
     }
 
     /// Whether the file is as it was when it was opened.
-    pub(super) fn unchanged(&self) -> bool {
+    pub(crate) fn unchanged(&self) -> bool {
         self.file
             .metadata()
             .is_ok_and(|m| m.len() == self.len && (m.mtime(), m.mtime_nsec()) == self.modified)
@@ -177,11 +188,16 @@ impl Elf {
 
     /// The address that the linker gave to an offset in the file. Segments share pages of the file,
     /// and code is what is asked for, so that executable ones come first.
-    pub(super) fn address(&self, offset: u64) -> Option<u64> {
+    pub(crate) fn address(&self, offset: u64) -> Option<u64> {
         let holds = |s: &&Segment| offset.checked_sub(s.offset).is_some_and(|o| o < s.len);
         let segment = (self.segments.iter().find(|s| s.executable && holds(s)))
             .or_else(|| self.segments.iter().find(holds))?;
         segment.address.checked_add(offset - segment.offset)
+    }
+
+    /// The `PT_LOAD` segments.
+    pub(crate) fn loads(&self) -> &[Segment] {
+        &self.segments
     }
 
     /// Length of the file in bytes.
@@ -190,12 +206,12 @@ impl Elf {
     }
 
     /// Whether addresses have 64 bits.
-    pub(super) fn wide(&self) -> bool {
+    pub(crate) fn wide(&self) -> bool {
         self.wide
     }
 
     /// Reads `len` bytes; `most` bounds what is read at once.
-    pub(super) fn read(&self, offset: u64, len: u64, most: u64) -> Result<Vec<u8>, Unknown> {
+    pub(crate) fn read(&self, offset: u64, len: u64, most: u64) -> Result<Vec<u8>, Unknown> {
         if len > most {
             return Err(Unknown::TooLarge);
         }
@@ -213,7 +229,7 @@ impl Elf {
     }
 
     /// The section headers; none if the file has been stripped of them.
-    pub(super) fn sections(&self) -> Result<Vec<Section>, Unknown> {
+    pub(crate) fn sections(&self) -> Result<Vec<Section>, Unknown> {
         let (at, entry, count) = self.sections_at;
         if at == 0 || count == 0 {
             return Ok(Vec::new());
@@ -252,7 +268,7 @@ impl Elf {
     }
 
     /// The place of a section's bytes in the file, if it has any and they are not compressed.
-    pub(super) fn plain(&self, section: &Section) -> Option<(u64, u64)> {
+    pub(crate) fn plain(&self, section: &Section) -> Option<(u64, u64)> {
         let compressed = section.flags & elf::SHF_COMPRESSED.0 != 0;
         let inside = section.offset.checked_add(section.size).is_some_and(|end| end <= self.len);
         (section.kind != elf::SHT_NOBITS.0 && !compressed && inside)
@@ -260,7 +276,7 @@ impl Elf {
     }
 
     /// The size of a section's contents, decompressed, as the file states it.
-    pub(super) fn contents_size(&self, section: &Section) -> Result<u64, Unknown> {
+    pub(crate) fn contents_size(&self, section: &Section) -> Result<u64, Unknown> {
         Ok(match self.compression(section)? {
             Some((_, _, size)) => size,
             None if section.kind == elf::SHT_NOBITS.0 => 0,
@@ -269,7 +285,7 @@ impl Elf {
     }
 
     /// The contents of a section, decompressed, at most `most` bytes.
-    pub(super) fn contents(&self, section: &Section, most: u64) -> Result<Vec<u8>, Unknown> {
+    pub(crate) fn contents(&self, section: &Section, most: u64) -> Result<Vec<u8>, Unknown> {
         if section.kind == elf::SHT_NOBITS.0 {
             return Ok(Vec::new());
         }

@@ -30,7 +30,7 @@ const FAILURES: u32 = 16;
 /// root is part of it, because its debug file may be there: processes of another root may not
 /// choose the names in this one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub(super) struct FileKey {
+pub struct FileKey {
     root: (u64, u64),
     dev: u64,
     ino: u64,
@@ -39,6 +39,12 @@ pub(super) struct FileKey {
 }
 
 impl FileKey {
+    /// The same for all roots: what is read of the file alone depends on none.
+    #[must_use]
+    pub fn of_any_root(self) -> Self {
+        Self { root: (0, 0), ..self }
+    }
+
     /// The key of a file in a process whose root directory is `root` (device and inode).
     pub(super) fn new(root: (u64, u64), metadata: &Metadata) -> Self {
         Self {

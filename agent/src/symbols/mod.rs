@@ -10,7 +10,7 @@
 mod answer;
 mod debug;
 mod dwarf;
-mod elf;
+pub(crate) mod elf;
 mod files;
 mod kernel;
 mod limits;
@@ -20,7 +20,7 @@ mod names;
 mod perf;
 mod process;
 mod results;
-mod sight;
+pub(crate) mod sight;
 mod sys;
 mod table;
 #[cfg(test)]
@@ -33,10 +33,13 @@ use std::{
 
 use hashbrown::HashMap;
 
+pub use self::process::own_vdso;
+pub(crate) use self::sight::memory;
 pub use self::{
     answer::{Module, Region, Symbol, Unknown},
+    files::FileKey,
     limits::{Limits, Stats},
-    sight::{Sighting, Sights},
+    sight::{CodeFile, CodeMapping, Sighting, Sights},
 };
 use self::{
     dwarf::Frame,
@@ -56,6 +59,12 @@ const AGAIN: Duration = Duration::from_millis(100);
 const REFRESH: Duration = Duration::from_secs(10);
 /// A process's mappings may cost this share of the time, whatever their number: 1 in 200.
 const COST: u32 = 200;
+
+/// Whether a process is still there, and the same.
+#[must_use]
+pub fn is_alive(process: ProcessKey) -> bool {
+    ProcDir::open(process).is_ok()
+}
 
 struct Process {
     memory: Memory,
@@ -317,7 +326,7 @@ impl Symbols {
         &mut self,
         process: ProcessKey,
         image: &Image,
-        key: &files::FileKey,
+        key: &FileKey,
         offset: u64,
     ) -> Result<Vec<Frame>, Unknown> {
         let root = || ProcDir::open(process).ok()?.root().ok();

@@ -187,19 +187,24 @@ fn vdso(files: &mut Files, limits: &Limits, stats: &mut Stats, size: u64) -> Con
     if files.touch(&key).is_some() {
         return Content::File(key);
     }
-    let copy = || -> Option<(File, std::fs::Metadata)> {
-        let maps = std::fs::read("/proc/self/maps").ok()?;
-        let own = maps::parse(&maps).find(|line| *line.name == *b"[vdso]")?;
-        let len = (own.end - own.start == size && size <= VDSO).then_some(size)?;
-        let mut bytes = vec![0; usize::try_from(len).ok()?];
-        File::open("/proc/self/mem").ok()?.read_exact_at(&mut bytes, own.start).ok()?;
-        let file = sys::memory_file(&bytes).ok()?;
+    let inserted = own_vdso(size).and_then(|file| {
         let metadata = file.metadata().ok()?;
-        Some((file, metadata))
-    };
-    match copy().map(|(file, metadata)| files.insert(key, Arc::new(file), &metadata, limits, stats))
-    {
-        Some(Ok(_)) => Content::File(key),
-        _ => Content::Other(Unknown::NoSymbol),
+        files.insert(key, Arc::new(file), &metadata, limits, stats).ok()
+    });
+    match inserted {
+        Some(_) => Content::File(key),
+        None => Content::Other(Unknown::NoSymbol),
     }
+}
+
+/// A copy of the agent's own vDSO, which the kernel gives to every process of the same word size, if it
+/// is of that size.
+#[must_use]
+pub fn own_vdso(size: u64) -> Option<File> {
+    let maps = std::fs::read("/proc/self/maps").ok()?;
+    let own = maps::parse(&maps).find(|line| *line.name == *b"[vdso]")?;
+    let len = (own.end - own.start == size && size <= VDSO).then_some(size)?;
+    let mut bytes = vec![0; usize::try_from(len).ok()?];
+    File::open("/proc/self/mem").ok()?.read_exact_at(&mut bytes, own.start).ok()?;
+    sys::memory_file(&bytes).ok()
 }

@@ -4,6 +4,7 @@
 //! Not for making sense of it, which is slow where files are large and can wait.
 
 use std::{
+    borrow::Cow,
     ffi::OsStr,
     fs::{File, Metadata},
     io::{self, Read},
@@ -18,9 +19,9 @@ use std::{
 
 use hashbrown::HashMap;
 
+pub(crate) use super::files::FileKey;
 use super::{
     COST, Limits, Unknown,
-    files::FileKey,
     maps::{self, Line},
     names, sys,
 };
@@ -55,6 +56,30 @@ pub struct Sighting {
     pub(super) at: Instant,
     /// How long that took.
     pub(super) cost: Duration,
+}
+
+/// An executable part of a process's memory.
+#[derive(Clone, Debug)]
+pub struct CodeMapping {
+    /// Where it begins.
+    pub start: u64,
+    /// The first address behind it.
+    pub end: u64,
+    /// Offset in the file.
+    pub offset: u64,
+    /// What is behind it.
+    pub file: CodeFile,
+}
+
+/// What is behind executable memory.
+#[derive(Clone, Debug)]
+pub enum CodeFile {
+    /// A file; the same one has the same key, whatever the process.
+    File(FileKey, Arc<File>),
+    /// The kernel's code for user space.
+    Vdso,
+    /// No file, or one that could not be opened.
+    None,
 }
 
 /// Reads processes as soon as they are seen. Never waits for symbols: a thread that does nothing
@@ -103,6 +128,48 @@ impl Sighting {
     #[must_use]
     pub fn bytes(&self) -> usize {
         self.maps.len()
+    }
+
+    /// The executable mappings of files that were opened: first address, offset in the file, path, and
+    /// the file.
+    pub(crate) fn code_files(
+        &self,
+    ) -> impl Iterator<Item = (u64, u64, Cow<'_, [u8]>, FileKey, &Arc<File>)> {
+        let lines = maps::parse(&self.maps).filter(|line| line.executable && line.ino != 0);
+        lines.filter_map(|line| {
+            let (key, file) = self.files.get(&(line.dev, line.ino))?.as_ref().ok()?;
+            Some((line.start, line.offset, line.name, *key, file))
+        })
+    }
+
+    /// When it was read.
+    #[must_use]
+    pub fn at(&self) -> Instant {
+        self.at
+    }
+
+    /// The executable parts of its memory, in the order of their addresses.
+    #[must_use]
+    pub fn code(&self, limits: &Limits) -> Vec<CodeMapping> {
+        let lines = maps::parse(&self.maps).take(limits.mappings_per_process);
+        let mut code: Vec<CodeMapping> = lines
+            .filter(|line| line.executable)
+            .map(|line| CodeMapping {
+                start: line.start,
+                end: line.end,
+                offset: line.offset,
+                file: match self.files.get(&(line.dev, line.ino)) {
+                    Some(Ok((key, file))) if line.ino != 0 => {
+                        CodeFile::File(key.of_any_root(), Arc::clone(file))
+                    }
+                    _ if *line.name == *b"[vdso]" => CodeFile::Vdso,
+                    _ => CodeFile::None,
+                },
+            })
+            .collect();
+        // The kernel lists them in order, but a search relies on it.
+        code.sort_by_key(|mapping| mapping.start);
+        code
     }
 
     /// Reads the mappings of a process and opens the files of its code.
@@ -222,6 +289,12 @@ impl ProcDir {
             Ok(found)
         })
     }
+}
+
+/// The memory of a process, if it is the one that `key` means.
+pub(crate) fn memory(key: ProcessKey) -> io::Result<File> {
+    let dir = ProcDir::open(key).map_err(|_| io::ErrorKind::NotFound)?;
+    File::open(dir.path("/mem"))
 }
 
 /// Field 22 of `/proc/PID/stat`; the name in field 2 may hold anything, parentheses too.

@@ -22,7 +22,7 @@ fn fixture(name: &str) -> PathBuf {
 fn find(path: &Path, offset: u64, limits: &Limits) -> Result<Vec<Frame>, Unknown> {
     let (mut files, mut stats) = (Files::default(), Stats::default());
     let (file, metadata) = sys::open(path).unwrap();
-    let key = files::FileKey::new((0, 0), &metadata);
+    let key = FileKey::new((0, 0), &metadata);
     files.insert(key, Arc::new(file), &metadata, limits, &mut stats)?;
     let root = || File::open("/").ok();
     files.find(&key, path.to_str().unwrap(), offset, root, limits, &mut stats)
@@ -111,7 +111,7 @@ fn a_file_that_is_truncated_while_it_is_read() {
     fs::copy(fixture("inline.elf"), &path).unwrap();
     let (file, metadata) = sys::open(&path).unwrap();
     let (limits, mut stats, mut files) = (Limits::default(), Stats::default(), Files::default());
-    let key = files::FileKey::new((0, 0), &metadata);
+    let key = FileKey::new((0, 0), &metadata);
     let elf = elf::Elf::open(Arc::new(file.try_clone().unwrap()), &metadata).unwrap();
     let sections = elf.sections().unwrap();
     files.insert(key, Arc::new(file), &metadata, &limits, &mut stats).unwrap();
@@ -195,7 +195,7 @@ fn endless_nesting_is_refused() {
 }
 
 fn own() -> ProcessKey {
-    ProcessKey { pid: std::process::id(), start_ns: 0 }
+    ProcessKey { pid: std::process::id(), ..ProcessKey::default() }
 }
 
 /// Start of a process in nanoseconds of the boot clock, as far as `stat` tells.
@@ -294,7 +294,7 @@ fn processes_that_are_not_the_one_meant() {
     let start = started(own().pid);
     let pid = own().pid;
     let mut reason = |pid, start_ns| {
-        let found = symbols.user(ProcessKey { pid, start_ns }, not_inlined(), false);
+        let found = symbols.user(ProcessKey { pid, start_ns, exec_id: 0 }, not_inlined(), false);
         found[0].unknown
     };
     let tick = 1_000_000_000 / sys::ticks_per_second();
@@ -342,7 +342,7 @@ fn malloc_in(pid: u32) -> u64 {
 fn a_process_that_is_gone_and_a_file_that_is_deleted() {
     let dir = tempfile::tempdir().unwrap();
     let (mut child, library) = cat(dir.path());
-    let key = ProcessKey { pid: child.id(), start_ns: started(child.id()) };
+    let key = ProcessKey { pid: child.id(), start_ns: started(child.id()), exec_id: 0 };
     let malloc = malloc_in(child.id());
     fs::remove_file(&library).unwrap();
     let mut symbols = Symbols::new(Limits::default());
@@ -370,7 +370,7 @@ fn what_was_read_of_a_process_outlives_it() {
     let mut symbols = Symbols::new(limits);
     let mut places = Vec::new();
     for child in [&first, &second] {
-        let key = ProcessKey { pid: child.id(), start_ns: started(child.id()) };
+        let key = ProcessKey { pid: child.id(), start_ns: started(child.id()), exec_id: 0 };
         places.push((key, malloc_in(child.id()), sights.read(key).unwrap()));
         assert!(sights.read(key).is_none(), "read again at once");
     }
@@ -401,7 +401,7 @@ fn everything_is_bounded() {
     let limits = Limits { files: 2, processes: 2, results: 8, table_bytes: 1, ..roomy() };
     let mut symbols = Symbols::new(limits);
     for child in &children {
-        let key = ProcessKey { pid: child.id(), start_ns: 0 };
+        let key = ProcessKey { pid: child.id(), ..ProcessKey::default() };
         let malloc = malloc_in(child.id());
         for offset in 0..20 {
             let found = symbols.user(key, malloc + offset, false);

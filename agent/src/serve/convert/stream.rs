@@ -249,6 +249,7 @@ fn to_frame(f: &Frame) -> (v1::Frame, usize) {
         file_offset: f.offset,
         kind: to_frame_kind(f.kind),
         inlined: f.inlined,
+        by_frame_pointer: f.by_frame_pointer,
     };
     (frame, 27)
 }
@@ -327,6 +328,7 @@ pub fn from_dictionary(d: v1::Dictionary) -> Additions {
         offset: f.file_offset,
         kind: from_frame_kind(f.kind).unwrap_or(FrameKind::Annotation),
         inlined: f.inlined,
+        by_frame_pointer: f.by_frame_pointer,
     };
     let function = |f: v1::Function| Function {
         name: StringId(f.name_id),
