@@ -22,10 +22,6 @@ pub const WINDOW: usize = 128;
 /// Bytes of the window.
 const WINDOW_BYTES: u64 = (WINDOW * 8) as u64;
 
-/// First address that is not of user space (x86-64, 47 bits; `TASK_SIZE_MAX`; aarch64 with 48 bits has
-/// more, but hands out none above without being asked).
-const USER_END: u64 = 0x7fff_ffff_f000;
-
 /// Below this nothing is ever mapped (`vm.mmap_min_addr` is 64 KiB, a page at the least).
 const USER_START: u64 = 0x1000;
 
@@ -48,8 +44,39 @@ const BY_POINTER: Rule = Rule {
     fp_offset: -16,
 };
 
+/// What differs between processors.
+pub trait Machine {
+    /// First address that is not of user space.
+    const USER_END: u64;
+    /// The bits of a return address that are its address. Others may be a signature (pointer
+    /// authentication).
+    const ADDRESS: u64;
+}
+
+/// 47 bits of addresses (`TASK_SIZE_MAX`). With five levels of page tables there are more, but the kernel
+/// hands out none of those without being asked.
+#[derive(Debug)]
+pub struct X86_64;
+
+impl Machine for X86_64 {
+    const USER_END: u64 = 0x7fff_ffff_f000;
+    const ADDRESS: u64 = u64::MAX;
+}
+
+/// 48 bits of addresses, or fewer. There are more with 52 bits, which nobody gets without asking
+/// (`DEFAULT_MAP_WINDOW`). A signature is in the bits above (Arm ARM, D8.10).
+#[derive(Debug)]
+pub struct AArch64;
+
+impl Machine for AArch64 {
+    const USER_END: u64 = 1 << 48;
+    const ADDRESS: u64 = (1 << 48) - 1;
+}
+
 /// What a walk reads: the process's memory, and the tables.
 pub trait Target {
+    /// The processor that the process runs on.
+    type Machine: Machine;
     /// Reads [`WINDOW`] words from an aligned address. `false` if any of them cannot be read.
     fn read(&self, address: u64, window: &mut [u64; WINDOW]) -> bool;
     /// A mapping by its place among those of all processes.
@@ -61,7 +88,7 @@ pub trait Target {
 }
 
 /// Where a walk starts.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Start {
     /// Instruction pointer.
     pub ip: u64,
@@ -88,8 +115,10 @@ pub struct Walk {
     /// What is subtracted from `ip` to be within the instruction: 1 for a return address, which is
     /// behind the call and may be behind the function.
     back: u64,
-    /// 1 while the frame is the innermost.
+    /// 1 while the frame is the innermost, whose registers are known.
     innermost: u64,
+    /// 1 while `link` is the frame's own: in the innermost, and in one that a signal interrupted.
+    linked: u64,
     /// The process's mappings.
     first: u32,
     mappings: u32,
@@ -117,6 +146,7 @@ impl Walk {
             link: 0,
             back: 0,
             innermost: 0,
+            linked: 0,
             first: 0,
             mappings: 0,
             start: 0,
@@ -137,14 +167,14 @@ impl Walk {
     /// `step` is [`Walk::step`]: a BPF program makes it a function of its own, which the verifier looks
     /// at once, and not once for each frame.
     #[inline(always)]
-    pub fn run<const N: usize>(
+    pub fn run<T: Target, const N: usize>(
         &mut self,
         step: impl Fn(&mut Self) -> u64,
         begin: Start,
         out: &mut [u64; N],
         at: usize,
     ) -> (usize, StackEnd) {
-        if !is_code(begin.ip) {
+        if !is_code::<T>(begin.ip) {
             return (0, StackEnd::None);
         }
         set(&mut self.ip, begin.ip);
@@ -153,6 +183,7 @@ impl Walk {
         set(&mut self.link, begin.link);
         set(&mut self.back, 0);
         set(&mut self.innermost, 1);
+        set(&mut self.linked, 1);
         set(&mut self.first, begin.first);
         set(&mut self.mappings, begin.mappings);
         set(&mut self.start, 1);
@@ -268,7 +299,7 @@ impl Walk {
             return Err(StackEnd::Complete);
         }
         let downwards = fp < sp && uncertain != 0;
-        if by_pointer && (downwards || !fp.is_multiple_of(8) || fp >= USER_END) {
+        if by_pointer && (downwards || !fp.is_multiple_of(8) || fp >= T::Machine::USER_END) {
             return Err(self.no_way_on());
         }
         let mut from = sp;
@@ -289,10 +320,11 @@ impl Walk {
         let mut caller_sp = from.wrapping_add_signed(offset);
         let signal = cfa == Cfa::Signal as u8;
         if cfa == Cfa::AtSp as u8 || cfa == Cfa::AtFp as u8 || signal {
-            caller_sp = self.word(target, caller_sp)?.wrapping_add_signed(rule.cfa_add.into());
+            let add = i64::from(rule.cfa_add) * i64::from(!signal);
+            caller_sp = self.word(target, caller_sp)?.wrapping_add_signed(add);
         }
         // The stack grows downwards; only a signal can have been handled on another one.
-        let least = sp + 1 - get(&self.innermost);
+        let least = sp + 1 - get(&self.linked);
         if caller_sp < least && !signal && (uncertain != 0 || !by_pointer) {
             return Err(StackEnd::Unreadable);
         }
@@ -300,9 +332,10 @@ impl Walk {
         let mut ip = get(&self.link);
         if rule.ra == Saved::AtCfa as u8 {
             ip = self.word(target, saved_from.wrapping_add_signed(rule.ra_offset.into()))?;
-        } else if get(&self.innermost) == 0 {
+        } else if get(&self.linked) == 0 {
             return Err(StackEnd::UnsupportedRule);
         }
+        ip &= T::Machine::ADDRESS;
         let mut caller_fp = fp;
         if rule.fp == Saved::AtCfa as u8 || rule.fp == Saved::AtFp as u8 {
             let from = if rule.fp == Saved::AtFp as u8 { fp } else { saved_from };
@@ -313,9 +346,15 @@ impl Walk {
         if ip == 0 {
             return Err(StackEnd::Complete);
         }
-        if !is_code(ip) {
+        if !is_code::<T>(ip) {
             return Err(if by_pointer { self.no_way_on() } else { StackEnd::NoMapping });
         }
+        let linked = signal && rule.cfa_add != 0;
+        if linked {
+            let link = self.word(target, sp.wrapping_add_signed(rule.cfa_add.into()))?;
+            set(&mut self.link, link);
+        }
+        set(&mut self.linked, u64::from(linked));
         set(&mut self.ip, ip);
         set(&mut self.sp, caller_sp);
         set(&mut self.fp, caller_fp);
@@ -334,7 +373,7 @@ impl Walk {
     /// A word of the stack.
     #[inline(always)]
     fn word<T: Target>(&mut self, target: &T, address: u64) -> Result<u64, StackEnd> {
-        if !address.is_multiple_of(8) || address >= USER_END {
+        if !address.is_multiple_of(8) || address >= T::Machine::USER_END {
             return Err(StackEnd::Unreadable);
         }
         let base = address & !(WINDOW_BYTES - 1);
@@ -389,6 +428,6 @@ pub fn set<T: Copy>(field: &mut T, value: T) {
 
 /// Whether code of user space can be at this address.
 #[inline(always)]
-fn is_code(address: u64) -> bool {
-    (USER_START..USER_END).contains(&address)
+fn is_code<T: Target>(address: u64) -> bool {
+    (USER_START..T::Machine::USER_END).contains(&address)
 }

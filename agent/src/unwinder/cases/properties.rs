@@ -1,0 +1,1 @@
+//! What holds for every walk, whatever it reads.
