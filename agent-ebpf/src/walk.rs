@@ -51,6 +51,9 @@ pub trait Machine {
     /// The bits of a return address that are its address. Others may be a signature (pointer
     /// authentication).
     const ADDRESS: u64;
+    /// Whether a frame pointer points to the outer end of its frame, so that it tells the caller's stack
+    /// pointer.
+    const POINTER_ENDS_FRAME: bool;
 }
 
 /// 47 bits of addresses (`TASK_SIZE_MAX`). With five levels of page tables there are more, but the kernel
@@ -61,6 +64,7 @@ pub struct X86_64;
 impl Machine for X86_64 {
     const USER_END: u64 = 0x7fff_ffff_f000;
     const ADDRESS: u64 = u64::MAX;
+    const POINTER_ENDS_FRAME: bool = true;
 }
 
 /// 48 bits of addresses, or fewer. There are more with 52 bits, which nobody gets without asking
@@ -71,6 +75,9 @@ pub struct AArch64;
 impl Machine for AArch64 {
     const USER_END: u64 = 1 << 48;
     const ADDRESS: u64 = (1 << 48) - 1;
+    // The frame record is wherever the function wants it (AAPCS64, section 6.4.6); gcc puts it at the
+    // inner end.
+    const POINTER_ENDS_FRAME: bool = false;
 }
 
 /// What a walk reads: the process's memory, and the tables.
@@ -117,6 +124,8 @@ pub struct Walk {
     back: u64,
     /// 1 while the frame is the innermost, whose registers are known.
     innermost: u64,
+    /// 1 if the frame was found by frame pointer.
+    chained: u64,
     /// 1 while `link` is the frame's own: in the innermost, and in one that a signal interrupted.
     linked: u64,
     /// The process's mappings.
@@ -146,6 +155,7 @@ impl Walk {
             link: 0,
             back: 0,
             innermost: 0,
+            chained: 0,
             linked: 0,
             first: 0,
             mappings: 0,
@@ -183,6 +193,7 @@ impl Walk {
         set(&mut self.link, begin.link);
         set(&mut self.back, 0);
         set(&mut self.innermost, 1);
+        set(&mut self.chained, 0);
         set(&mut self.linked, 1);
         set(&mut self.first, begin.first);
         set(&mut self.mappings, begin.mappings);
@@ -229,10 +240,16 @@ impl Walk {
         if kind == MappingKind::Table as u32 {
             index = self.find_row(target, at);
         }
-        let Some(rule) = (if index == NO_RULE { Some(&BY_POINTER) } else { target.rule(index) })
+        let Some(mut rule) =
+            (if index == NO_RULE { Some(&BY_POINTER) } else { target.rule(index) })
         else {
             return Err(StackEnd::NoTable);
         };
+        // With a stack pointer that is not known, only the frame pointer leads on.
+        if !T::Machine::POINTER_ENDS_FRAME && get(&self.chained) != 0 && rule.is_by_stack_pointer()
+        {
+            (rule, index) = (&BY_POINTER, NO_RULE);
+        }
         let uncertain = u64::from(kind != MappingKind::FramePointers as u32);
         self.apply(target, rule, index == NO_RULE, uncertain)
     }
@@ -295,7 +312,9 @@ impl Walk {
     ) -> Result<u64, StackEnd> {
         let (sp, fp) = (get(&self.sp), get(&self.fp));
         let cfa = rule.cfa;
-        if cfa == Cfa::End as u8 || (by_pointer && fp == 0) {
+        // A chain of frame pointers ends with 0. Where none led here, 0 is but what the register holds.
+        let chain = get(&self.chained) | (uncertain ^ 1);
+        if cfa == Cfa::End as u8 || (by_pointer && fp == 0 && chain != 0) {
             return Err(StackEnd::Complete);
         }
         let downwards = fp < sp && uncertain != 0;
@@ -344,7 +363,11 @@ impl Walk {
             caller_fp = 0;
         }
         if ip == 0 {
-            return Err(StackEnd::Complete);
+            return Err(if by_pointer && chain == 0 {
+                self.no_way_on()
+            } else {
+                StackEnd::Complete
+            });
         }
         if !is_code::<T>(ip) {
             return Err(if by_pointer { self.no_way_on() } else { StackEnd::NoMapping });
@@ -355,6 +378,7 @@ impl Walk {
             set(&mut self.link, link);
         }
         set(&mut self.linked, u64::from(linked));
+        set(&mut self.chained, u64::from(by_pointer));
         set(&mut self.ip, ip);
         set(&mut self.sp, caller_sp);
         set(&mut self.fp, caller_fp);
@@ -391,6 +415,14 @@ impl Walk {
 impl Default for Walk {
     fn default() -> Self {
         Self::new()
+    }
+}
+
+impl Rule {
+    /// Whether the stack pointer must be known.
+    #[inline(always)]
+    fn is_by_stack_pointer(&self) -> bool {
+        [Cfa::Sp as u8, Cfa::AtSp as u8, Cfa::Plt as u8, Cfa::Signal as u8].contains(&self.cfa)
     }
 }
 

@@ -87,7 +87,7 @@ def mappings_of_files():
         match = re.match(r"\s+(0x\w+) - 0x\w+ is \.text(?: in (.*))?$", line)
         if not match:
             continue
-        path = match.group(2) or main
+        path = os.path.abspath(match.group(2) or main)
         loads, text = program_headers(path)
         bias = int(match.group(1), 16) - text
         for offset, address, size in loads:
@@ -248,7 +248,7 @@ class Recorder:
 
     def random(self):
         gdb.execute("handle SIGSTOP stop print nopass", to_string=True)
-        for _ in range(self.most * 4):
+        for turn in range(self.most * 4):
             pid = gdb.selected_inferior().pid
             # A process of its own: while gdb waits, it lets no thread of Python run.
             command = f"sleep {PLAN.get('every', 0.15)}; kill -STOP {pid}"
@@ -257,7 +257,9 @@ class Recorder:
             timer.wait()
             if not self.alive() or self.full():
                 return
-            self.capture()
+            # At first the program is being loaded.
+            if turn > 0:
+                self.capture()
 
 
 def main():

@@ -51,6 +51,8 @@ def x86_64():
         ("zoo-fp", "signal", dict(count=2, at=["handle"], steps=9, stride=4, **{"pass": ["SIGUSR1"]})),
         ("zoo", "alternate", dict(count=3, at=["leaf"], steps=40, stride=13, **{"pass": ["SIGUSR1"]})),
         ("zoo", "fault", dict(count=3, at=["handle_fault"], steps=30, stride=11, **{"pass": ["SIGSEGV"]})),
+        ("zoo", "restorer", dict(count=3, at=["leaf"], steps=200, stride=9, **{"pass": ["SIGUSR1"]})),
+        ("zoo", "restorer-fault", dict(count=2, at=["handle_fault"], steps=9, stride=5, **{"pass": ["SIGSEGV"]})),
         ("zoo", "grown", dict(count=4, at=["grown", "leaf"], hits=2, steps=30, stride=9)),
         ("zoo", "aligned", dict(count=12, at=["aligned", "leaf"], hits=2, steps=36, stride=3)),
         ("zoo-fp", "aligned", dict(count=3, at=["leaf"], steps=9, stride=3)),
@@ -106,12 +108,15 @@ def aarch64():
         ("zoo-arm", "exit", dict(count=2, at=["leaf"], steps=20, stride=12)),
         ("zoo-arm", "signal", dict(count=2, at=["leaf"], steps=20, stride=9, **{"pass": ["SIGUSR1"]})),
         ("zoo-arm", "fault", dict(count=2, at=["handle_fault"], steps=12, stride=9, **{"pass": ["SIGSEGV"]})),
+        ("zoo-arm", "restorer", dict(count=3, at=["leaf"], steps=200, stride=9, **{"pass": ["SIGUSR1"]})),
+        ("zoo-arm", "restorer-fault", dict(count=3, at=["handle_fault"], steps=12, stride=5, **{"pass": ["SIGSEGV"]})),
         ("zoo-arm", "bare-fp", dict(count=2, at=["bare_with_frame_pointer", "leaf"], hits=2, steps=3)),
         ("zoo-arm", "bare", dict(count=2, at=["bare_without_frame_pointer", "leaf"], hits=2, steps=3)),
         ("zoo-arm-signed", "deep", dict(count=4, at=["leaf"], steps=60, stride=17)),
         ("zoo-arm-signed", "sort", dict(count=4, at=["leaf"], hits=2, steps=9, stride=3)),
         ("zoo-arm-signed", "aligned", dict(count=4, at=["aligned", "leaf"], hits=2, steps=12, stride=4)),
         ("zoo-arm-signed", "signal", dict(count=2, at=["leaf"], steps=20, stride=9, **{"pass": ["SIGUSR1"]})),
+        ("zoo-arm-signed", "restorer", dict(count=3, at=["leaf"], steps=200, stride=9, **{"pass": ["SIGUSR1"]})),
         ("zoo-arm-signed", "alternate", dict(count=2, at=["leaf"], steps=20, stride=9, **{"pass": ["SIGUSR1"]})),
         ("zoo-arm-signed", "plt", dict(count=4, at=["*'getppid@plt'"], steps=300, stride=1)),
         ("zoo-arm-fp", "deep", dict(count=2, at=["leaf"], steps=20, stride=9)),
@@ -148,8 +153,8 @@ def record(one, programs, out):
     gdb = "gdb"
     if "remote" in one:
         gdb = "gdb-multiarch"
-        # `max` signs return addresses.
-        words = ["qemu-aarch64", "-cpu", "max", "-g", str(PORT), "-L", ARM]
+        # `max` signs return addresses; of its vectors gdb takes the wrong length in signal frames.
+        words = ["qemu-aarch64", "-cpu", "max,sve=off,sme=off", "-g", str(PORT), "-L", ARM]
         server = subprocess.Popen(words + one["argv"], cwd=programs, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     environment = os.environ | {"STACKS_PLAN": json.dumps(one)}
     words = ["timeout", "120", gdb, "-nx", "-batch", "-q", "-x", os.path.join(HERE, "in_gdb.py")]

@@ -30,4 +30,17 @@ fault:
         .cfi_endproc
         .size fault, . - fault
 
+        // Without a name, by which gdb would take it for a function.
+        nop
+.Lrestorer:
+        mov $15, %rax
+        syscall
+
+        .section .data.rel.ro, "aw"
+        .globl bare_restorer
+        .balign 8
+bare_restorer:
+        .quad .Lrestorer
+        .size bare_restorer, 8
+
         .section .note.GNU-stack, "", @progbits

@@ -10,6 +10,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -18,6 +19,8 @@ volatile uint64_t sink;
 // In zoo-x86_64.S and zoo-aarch64.S: assembler without call frame information. All call their argument.
 void bare_with_frame_pointer(void (*then)(void));
 void bare_without_frame_pointer(void (*then)(void));
+// What handlers return to, as a C library without call frame information has it.
+extern void (*const bare_restorer)(void);
 // Faults, in a function that keeps its return address in the link register where there is one.
 void fault(void);
 
@@ -56,6 +59,17 @@ static void handle_fault(int signal) {
 static void on_signal(int signal, void (*handler)(int), int flags) {
     struct sigaction action = {.sa_handler = handler, .sa_flags = flags};
     sigaction(signal, &action, NULL);
+}
+
+// `struct sigaction` of the kernel (`include/linux/signal_types.h`).
+static void on_signal_return_to(int signal, void (*handler)(int), void (*restorer)(void)) {
+    struct {
+        void (*handler)(int);
+        unsigned long flags;
+        void (*restorer)(void);
+        unsigned long mask;
+    } action = {handler, 0x04000000, restorer, 0};
+    syscall(SYS_rt_sigaction, signal, &action, NULL, sizeof action.mask);
 }
 
 static void use_other_stack(void) {
@@ -101,6 +115,12 @@ int main(int argc, char **argv) {
     } else if (!strcmp(what, "signal")) {
         on_signal(SIGUSR1, handle, 0);
         raise(SIGUSR1);
+    } else if (!strcmp(what, "restorer")) {
+        on_signal_return_to(SIGUSR1, handle, bare_restorer);
+        raise(SIGUSR1);
+    } else if (!strcmp(what, "restorer-fault")) {
+        on_signal_return_to(SIGSEGV, handle_fault, bare_restorer);
+        fault();
     } else if (!strcmp(what, "alternate")) {
         use_other_stack();
         on_signal(SIGUSR1, handle, SA_ONSTACK);

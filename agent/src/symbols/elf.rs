@@ -69,11 +69,12 @@ pub(crate) struct Section {
     /// Address in memory.
     pub(crate) address: u64,
     /// Bytes it holds, compressed or not.
-    pub(super) size: u64,
+    pub(crate) size: u64,
     /// Index of the section it refers to.
     pub(super) link: usize,
     flags: u64,
-    offset: u64,
+    /// Offset in the file.
+    pub(crate) offset: u64,
 }
 
 impl Section {

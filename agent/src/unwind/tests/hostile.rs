@@ -9,8 +9,19 @@ use super::{super::pages::Writer, *};
 /// First address of the code in `x86_64.elf`, and its bytes.
 const CODE: (u64, u64) = (0x40_0000, 0x40c);
 
-/// `x86_64.elf` with another `.eh_frame`.
+/// `x86_64.elf` with another `.eh_frame`, and without the code that handlers return to.
 fn with_frames(frames: &[u8]) -> Vec<u8> {
+    let mut bytes = with_code_and_frames(frames);
+    let code = bytes.windows(RETURN.len()).position(|window| window == RETURN).unwrap();
+    bytes[code..code + RETURN.len()].fill(0x90);
+    bytes
+}
+
+/// `mov $15, %rax; syscall`: `rt_sigreturn`.
+const RETURN: &[u8] = b"\x48\xc7\xc0\x0f\0\0\0\x0f\x05";
+
+/// `x86_64.elf` with another `.eh_frame`.
+fn with_code_and_frames(frames: &[u8]) -> Vec<u8> {
     let mut bytes = fs::read(fixture("x86_64.elf")).unwrap();
     let field = |at: usize| u64::from_le_bytes(*bytes[at..].first_chunk().unwrap()) as usize;
     // The third section header: its offset, its address and its size.
@@ -90,6 +101,30 @@ fn functions_are_put_in_order_and_kept_apart() {
         ["400000 none", "400100 sp+8", "400104 sp+16", "400120 sp+8", "400130 none", "400300 sp+8"];
     assert_eq!(rows, expected);
     assert_eq!(stats, Stats { functions: 3, idle: 6, ..Stats::default() });
+}
+
+/// Where no entry says it, the code is known by its bytes; where one does, that counts.
+#[test]
+fn what_signal_handlers_return_to_has_a_rule() {
+    let table = |functions: &[(u64, u64, &[u8])]| {
+        let bytes = with_code_and_frames(&frames(functions.iter().copied()));
+        let mut rules = Rules::default();
+        let table = of_bytes(&bytes, &mut rules, &Limits::default()).unwrap();
+        let lines = listing(&table, &rules).replace(", ra cfa-8, fp same", "");
+        let lines: Vec<String> = lines.lines().skip(1).map(Into::into).collect();
+        (lines, table.stats.signal_returns)
+    };
+    let signal = "400170 signal sp 160 ra 168 fp 120";
+    let (rows, found) = table(&[(0x40_0100, 8, &[])]);
+    assert_eq!(rows, ["400000 none", "400100 sp+8", "400108 none", signal, "40017a none"]);
+    assert_eq!(found, 1);
+    let (rows, found) = table(&[(0x40_0100, 0x70, &[]), (0x40_017a, 8, &[])]);
+    let expected = ["400000 none", "400100 sp+8", signal, "40017a sp+8", "400182 none"];
+    assert_eq!((rows.as_slice(), found), (&expected.map(String::from)[..], 1));
+    // The byte before it, or one of its own, is another's.
+    for functions in [(0x40_0100, 0x71), (0x40_0175, 8), (0x40_0179, 8)] {
+        assert_eq!(table(&[(functions.0, functions.1, &[])]).1, 0);
+    }
 }
 
 #[test]

@@ -14,12 +14,13 @@ use std::{
 
 use podflame_wire::{
     BY_FRAME_POINTER, StackEnd,
-    unwind::{Mapping, MappingKind, Page, Rule},
+    unwind::{Cfa, Mapping, MappingKind, Page, Rule},
     walk::{AArch64, REGISTERS, Start, Target, WINDOW, X86_64},
 };
 
 use super::{
     super::space::{Part, add, add_without},
+    OUTERMOST,
     case::{Case, none, walk},
     directory, judge,
 };
@@ -31,9 +32,29 @@ use crate::{
 /// Words from the stack pointer on that are kept whether the walk reads them or not.
 const KEPT: u64 = 48;
 
-
 /// Why the walk may end before gdb does: program, its end, and the reason.
-const EXPLAINED: &[(&str, StackEnd, &str)] = &[];
+const EXPLAINED: &[(&str, StackEnd, &str)] = &[
+    ("throws ", StackEnd::UnsupportedRule, "the resolver of glibc finds its caller by rbx"),
+    ("node ", StackEnd::NoTable, "gdb knows no way out of code made at run time"),
+    ("node ", StackEnd::Complete, "gdb knows no way out of code made at run time"),
+    ("zoo-musl ", StackEnd::NoTable, "gdb guesses how musl's functions keep their stack"),
+    ("zoo bare ", StackEnd::NoMapping, "assembler without information and without frame pointer"),
+    (
+        "zoo-fp bare ",
+        StackEnd::Complete,
+        "in assembler without information the frame pointer is the caller's",
+    ),
+    (
+        "zoo-arm bare",
+        StackEnd::Complete,
+        "in assembler without information the frame pointer is the caller's",
+    ),
+    (
+        "zoo-arm bare",
+        StackEnd::NoTable,
+        "in assembler without information the frame pointer is the caller's",
+    ),
+];
 
 /// What gdb wrote of a stop.
 #[derive(Default)]
@@ -152,10 +173,12 @@ impl Tables {
     fn rows(&self, slot: u32, at: u32) -> Vec<(u32, Rule)> {
         let (file, segment) = self.slots[slot as usize];
         let segment = &self.tables[file].as_ref().unwrap().segments[segment];
-        let rows: Vec<_> = segment.rows().map(|(a, rule)| ((a - segment.base) as u32, rule)).collect();
+        let rows: Vec<_> =
+            segment.rows().map(|(a, rule)| ((a - segment.base) as u32, rule)).collect();
         let behind = rows.partition_point(|(start, _)| *start <= at);
         let near = &rows[behind.saturating_sub(2)..(behind + 1).min(rows.len())];
-        let rule = |number: u16| if number == 0 { none() } else { *self.rules.get(number).unwrap() };
+        let rule =
+            |number: u16| if number == 0 { none() } else { *self.rules.get(number).unwrap() };
         near.iter().map(|(start, number)| (*start, rule(*number))).collect()
     }
 }
@@ -208,12 +231,20 @@ macro_rules! machine {
 machine!(LiveX86, X86_64);
 machine!(LiveArm, AArch64);
 
-/// Cuts off what gdb took for frames though it is no code.
+/// Cuts off what gdb took for frames though it is no code, and what it guesses behind code that was made
+/// at run time, from the bytes of that.
 fn cut(raw: &mut Raw) {
-    let code = |frame: &u64| raw.maps.iter().any(|(start, end, ..)| (start..end).contains(&frame));
-    if let Some(wrong) = raw.gdb.iter().position(|frame| !code(frame)) {
+    let path = |frame: &u64| {
+        let holds = |(start, end, ..): &&(u64, u64, u64, String)| (start..end).contains(&frame);
+        raw.maps.iter().find(holds).map(|(.., path)| path.as_str())
+    };
+    if let Some(wrong) = raw.gdb.iter().position(|frame| path(frame).is_none()) {
         raw.gdb.truncate(wrong);
         raw.stop = "no code".into();
+    }
+    if let Some(made) = raw.gdb.iter().position(|frame| path(frame) == Some("")) {
+        raw.gdb.truncate(made + 1);
+        raw.stop = "code made at run time".into();
     }
 }
 
@@ -244,6 +275,8 @@ fn case(raw: &Raw, tables: &mut Tables) -> Case {
     // The words on which the walk depends, with their neighbours.
     let mut kept: BTreeSet<u64> = (0..KEPT).map(|n| (start.sp & !7) + 8 * n).collect();
     for window in windows {
+        // That it could be read matters too.
+        kept.extend(memory.range(window..).next().map(|(at, _)| *at));
         for at in (window..window + 8 * WINDOW as u64).step_by(8) {
             let Some(word) = memory.insert(at, super::case::HOLE) else {
                 memory.remove(&at);
@@ -273,9 +306,10 @@ fn case(raw: &Raw, tables: &mut Tables) -> Case {
             }
         }
     }
-    let named: BTreeSet<u8> = rows.values().map(|rule: &Rule| rule.cfa_register).collect();
+    let by_register = rows.values().filter(|rule: &&Rule| rule.cfa == Cfa::Register as u8);
+    let named: BTreeSet<usize> = by_register.map(|rule| rule.cfa_register.into()).collect();
     for (number, value) in registers.iter_mut().enumerate() {
-        *value *= u64::from(named.contains(&(number as u8)) && number != 0);
+        *value *= u64::from(named.contains(&number));
     }
     let one_page = |index: usize| {
         let mut mapping = space[index];
@@ -296,8 +330,12 @@ fn case(raw: &Raw, tables: &mut Tables) -> Case {
         end: end.name().into(),
         differs: None,
     };
-    if judge(&case, &frames, end).is_err() {
-        let why = |(name, of, _): &&(&str, StackEnd, &str)| raw.name.starts_with(name) && *of == end;
+    let plain = frames.iter().map(|frame| frame & !BY_FRAME_POINTER);
+    if plain.eq(raw.gdb.iter().copied()) && raw.stop != OUTERMOST {
+        case.differs = Some("gdb goes no further either".into());
+    } else if judge(&case, &frames, end).is_err() {
+        let why =
+            |(name, of, _): &&(&str, StackEnd, &str)| raw.name.starts_with(name) && *of == end;
         case.differs = EXPLAINED.iter().find(why).map(|(_, _, why)| (*why).into());
     }
     case
