@@ -202,7 +202,8 @@ impl Walk {
         set(&mut self.base, 1);
         out[at & (N - 1)] = begin.ip;
         let mut count = 1;
-        while count < MAX_FRAMES {
+        // Once more than there are frames: the last is one only if code is there, and may be the outermost.
+        while count <= MAX_FRAMES {
             let frame = step(self);
             if frame < USER_START {
                 let end = StackEnd::from_number(frame as u8).unwrap_or(StackEnd::None);
@@ -210,10 +211,19 @@ impl Walk {
                 let invented = usize::from(end == StackEnd::NoMapping && count > 1);
                 return (count - invented, end);
             }
+            if count == MAX_FRAMES {
+                break;
+            }
             out[(at + count) & (N - 1)] = frame;
             count += 1;
         }
         (count, StackEnd::Truncated)
+    }
+
+    /// The stack pointer of the frame that the walk has come to.
+    #[must_use]
+    pub fn stack_pointer(&self) -> u64 {
+        self.sp
     }
 
     /// Goes one frame outwards and returns its address, marked if it was found by frame pointer; or, if

@@ -78,6 +78,14 @@ def mappings_of_process(pid):
     return found
 
 
+def is_known(pc, mappings):
+    """Whether gdb knows the file of this code. Where it does not, it guesses from the code's bytes."""
+    if any(path == "[vdso]" and start <= pc < end for start, end, _, path in mappings):
+        return True
+    sections = re.findall(r"(0x\w+) - (0x\w+) is ", gdb.execute("info files", to_string=True))
+    return any(int(start, 16) <= pc < int(end, 16) for start, end in sections)
+
+
 def mappings_of_files():
     """The same from what gdb knows of loaded files: qemu does not tell."""
     found = {}
@@ -110,7 +118,7 @@ def read(address, length):
     return data
 
 
-def backtrace(machine):
+def backtrace(machine, mappings):
     """Return addresses with stack pointers, innermost first, and why gdb stopped."""
     frames = []
     frame = gdb.newest_frame()
@@ -119,6 +127,9 @@ def backtrace(machine):
             # Frames that share another's registers are no frames of the stack.
             if frame.type() not in (gdb.INLINE_FRAME, gdb.TAILCALL_FRAME):
                 frames.append((frame.pc(), register(machine.sp, frame)))
+            if machine.x86_64 and not is_known(frame.pc(), mappings):
+                reason = "code of no file"
+                break
             reason = gdb.frame_stop_reason_string(frame.unwind_stop_reason())
             frame = frame.older()
         except gdb.error as error:
@@ -205,7 +216,7 @@ class Recorder:
         frames = [(0, register(machine.sp))]
         memory = stack_memory(frames)
         with Unsigned(machine, mappings):
-            frames, reason = backtrace(machine)
+            frames, reason = backtrace(machine, mappings)
         memory = stack_memory(frames)
         key = tuple(pc for pc, _ in frames)
         if key in self.seen or self.full():
