@@ -51,6 +51,8 @@ const RULES: &[Rule] = &[
             "agent/src/account",
             // It writes the tables that the walk reads, as they are.
             "agent/src/unwind",
+            // It says where processes have mapped what they describe.
+            "agent/src/unwinder",
         ],
         remedy: "use the types of `event`, which `decode` makes of the records",
     },

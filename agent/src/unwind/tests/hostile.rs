@@ -21,7 +21,7 @@ fn with_frames(frames: &[u8]) -> Vec<u8> {
 const RETURN: &[u8] = b"\x48\xc7\xc0\x0f\0\0\0\x0f\x05";
 
 /// `x86_64.elf` with another `.eh_frame`.
-fn with_code_and_frames(frames: &[u8]) -> Vec<u8> {
+pub(super) fn with_code_and_frames(frames: &[u8]) -> Vec<u8> {
     let mut bytes = fs::read(fixture("x86_64.elf")).unwrap();
     let field = |at: usize| u64::from_le_bytes(*bytes[at..].first_chunk().unwrap()) as usize;
     // The third section header: its offset, its address and its size.
@@ -42,12 +42,12 @@ fn entry(id: u32, body: &[&[u8]]) -> Vec<u8> {
 
 /// A CIE whose functions have 8-byte addresses: version 1, no augmentation, factors 1 and -8, return
 /// address in column 16, CFA rsp+8, return address at CFA-8; and more instructions.
-fn cie(more: &[u8]) -> Vec<u8> {
+pub(super) fn cie(more: &[u8]) -> Vec<u8> {
     entry(0, &[&[1, 0, 1, 0x78, 16, 0x0c, 7, 8, 0x90, 1], more])
 }
 
 /// An FDE at some offset of the section, of the CIE at its start.
-fn fde(at: usize, start: u64, len: u64, instructions: &[u8]) -> Vec<u8> {
+pub(super) fn fde(at: usize, start: u64, len: u64, instructions: &[u8]) -> Vec<u8> {
     let id = u32::try_from(at + 4).unwrap();
     entry(id, &[&start.to_le_bytes(), &len.to_le_bytes(), instructions])
 }
