@@ -395,7 +395,7 @@ impl Walk {
         // A signal can interrupt any instruction, and it is that one which is next.
         set(&mut self.back, u64::from(!signal));
         set(&mut self.innermost, 0);
-        Ok(ip | BY_FRAME_POINTER * (u64::from(by_pointer) & uncertain))
+        Ok(ip | (BY_FRAME_POINTER * (u64::from(by_pointer) & uncertain)))
     }
 
     /// Why a frame pointer that leads nowhere ends the walk.

@@ -160,7 +160,7 @@ impl<M: Processor> Target for Mapped<'_, M> {
         for (n, word) in window.iter_mut().enumerate() {
             *word = self.words[(address / 8) as usize % 251 + n];
         }
-        address % 0x4000 != 0
+        !address.is_multiple_of(0x4000)
     }
     fn mapping(&self, index: u32) -> Option<&Mapping> {
         self.mappings.get(index as usize)
