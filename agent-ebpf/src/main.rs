@@ -15,6 +15,7 @@ mod fault;
 mod fields;
 mod maps;
 mod on_cpu;
+mod python_stack;
 mod record;
 mod retransmit;
 mod stack;

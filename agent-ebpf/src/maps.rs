@@ -9,13 +9,18 @@ use aya_ebpf::{
 use podflame_wire::{
     Control, Counters, FaultRecord, MAX_CGROUPS, MAX_FRAMES, Probe, RetransmitRecord, SampleRecord,
     StackShape, Task,
+    python::{self, MAX_PYTHON_FRAMES, MAX_SENDER_PYTHON_FRAMES},
     unwind::{MAX_MAPPINGS, MAX_PROCESSES, MAX_RULES, MAX_TABLES, Mapping, Page, Process, Rule},
     walk::Walk,
 };
 
-/// Room for the frames of a record: two stacks, and up to the next power of two so that an index
-/// can be masked instead of checked.
-pub(crate) const FRAMES: usize = (2 * MAX_FRAMES).next_power_of_two();
+/// Room for the frames of a record: two stacks, and a Python one of two words a frame, and up to the
+/// next power of two so that an index can be masked instead of checked.
+pub(crate) const FRAMES: usize = (2 * MAX_FRAMES + 2 * MAX_PYTHON_FRAMES).next_power_of_two();
+
+/// Room for the frames of a sender, likewise.
+pub(crate) const SENDER_FRAMES: usize =
+    (MAX_FRAMES + 2 * MAX_SENDER_PYTHON_FRAMES).next_power_of_two();
 
 /// A record while it is put together. Too large for the 512 bytes of a BPF stack.
 #[repr(C)]
@@ -26,6 +31,8 @@ pub(crate) struct Scratch<R> {
     pub(crate) frames: [u64; FRAMES],
     /// The walk over the user stack.
     pub(crate) walk: Walk,
+    /// The walk over the Python stack.
+    pub(crate) python: python::Walk,
 }
 
 /// What is kept with a socket that has retransmitted: who sent last, and from where.
@@ -39,8 +46,8 @@ pub(crate) struct Sender {
     pub(crate) task: Task,
     /// How many frames there are, all of user space.
     pub(crate) shape: StackShape,
-    /// The user stack, innermost frame first.
-    pub(crate) stack: [u64; MAX_FRAMES + 1],
+    /// The user stack and then the Python stack, innermost frame first.
+    pub(crate) stack: [u64; SENDER_FRAMES],
 }
 
 /// Records on their way to the agent. The agent sets the size by the number of CPUs.
@@ -63,6 +70,15 @@ pub(crate) static CGROUPS: HashMap<u64, u8> = HashMap::with_max_entries(MAX_CGRO
 /// Processes whose first record has woken the agent. An evicted one wakes it once more.
 #[map]
 pub(crate) static SEEN: LruHashMap<u32, u64> = LruHashMap::with_max_entries(8192, 0);
+
+/// Processes that run Python, written by the agent. One that is evicted loses its Python frames until
+/// it is seen again.
+#[map]
+pub(crate) static PYTHON: LruHashMap<u32, python::Process> = LruHashMap::with_max_entries(4096, 0);
+
+/// Where the thread state of a thread was the last time, by thread ID.
+#[map]
+pub(crate) static PYTHON_THREADS: LruHashMap<u32, u64> = LruHashMap::with_max_entries(16_384, 0);
 
 /// Sender stacks of sockets that have retransmitted; freed with the socket.
 #[btf_map]
@@ -125,4 +141,5 @@ pub(crate) static RETRANSMIT_SCRATCH: PerCpuArray<Scratch<RetransmitRecord>> =
 
 /// For senders: the frames go to the socket.
 #[map]
-pub(crate) static SENDER_SCRATCH: PerCpuArray<Walk> = PerCpuArray::with_max_entries(1, 0);
+pub(crate) static SENDER_SCRATCH: PerCpuArray<(Walk, python::Walk)> =
+    PerCpuArray::with_max_entries(1, 0);

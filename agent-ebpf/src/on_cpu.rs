@@ -4,9 +4,9 @@ use aya_ebpf::{
     helpers::generated::bpf_get_current_cgroup_id, macros::perf_event, programs::PerfEventContext,
 };
 use aya_log_ebpf::warn;
-use podflame_wire::{Drop, Header, Probe, walk::set};
+use podflame_wire::{Drop, Header, Probe, python::MAX_PYTHON_FRAMES, walk::set};
 
-use crate::{maps::ON_CPU_SCRATCH, record::Run, stack, task};
+use crate::{maps::ON_CPU_SCRATCH, python_stack, record::Run, stack, task};
 
 /// Samples the task that the timer interrupted, with both its stacks.
 #[perf_event]
@@ -35,6 +35,13 @@ pub(crate) fn on_cpu(ctx: PerfEventContext) -> u32 {
         }
         let Header { task, stack, .. } = header;
         stack::user(&mut scratch.walk, start, task, &mut scratch.frames, stack);
+        python_stack::walk(
+            &mut scratch.python,
+            task,
+            &mut scratch.frames,
+            stack,
+            MAX_PYTHON_FRAMES,
+        );
         run.send(scratch, false)
     };
     if full == Err(0) {

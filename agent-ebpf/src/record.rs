@@ -48,11 +48,14 @@ impl Run {
 
     /// The event is kept without a record.
     #[inline(always)]
-    pub(crate) fn kept(self, end: u8) {
+    pub(crate) fn kept(self, end: u8, python_end: u8) {
         // SAFETY: as in `start`.
         unsafe {
             (*self.counters).stored += 1;
             if let Some(count) = (*self.counters).stack_ends.get_mut(end as usize) {
+                *count += 1;
+            }
+            if let Some(count) = (*self.counters).python_ends.get_mut(python_end as usize) {
                 *count += 1;
             }
         }
@@ -77,8 +80,8 @@ impl Run {
     pub(crate) fn send<R: Record>(self, scratch: &mut Scratch<R>, urgent: bool) -> Result<(), u64> {
         let frames_at = size_of::<R>();
         let header = scratch.record.header();
-        let frames = (get(&header.stack.kernel_frames) + get(&header.stack.user_frames)) as usize
-            & (FRAMES - 1);
+        let native = get(&header.stack.kernel_frames) + get(&header.stack.user_frames);
+        let frames = (native + 2 * get(&header.stack.python_frames)) as usize & (FRAMES - 1);
         let len = frames_at + frames * 8;
         // SAFETY: helpers without arguments.
         let (cpu, time_ns) = unsafe { (bpf_get_smp_processor_id(), bpf_ktime_get_ns()) };
@@ -87,8 +90,8 @@ impl Run {
         header.cpu = cpu as u16;
         header.len = len as u32;
         header.time_ns = time_ns;
-        header.stack.pad = [0; 3];
         let (weight, end) = (get(&header.weight), get(&header.stack.user_end));
+        let python_end = get(&header.stack.python_end);
         let wake = is_new(&header.task) || urgent || is_filling();
         let wake = if wake { BPF_RB_FORCE_WAKEUP } else { BPF_RB_NO_WAKEUP };
         // SAFETY: the frames lie right behind the record, so that many bytes are there.
@@ -108,6 +111,9 @@ impl Run {
             (*self.counters).stored += 1;
             (*self.counters).weight += weight;
             if let Some(count) = (*self.counters).stack_ends.get_mut(end as usize) {
+                *count += 1;
+            }
+            if let Some(count) = (*self.counters).python_ends.get_mut(python_end as usize) {
                 *count += 1;
             }
         }

@@ -18,13 +18,15 @@ use aya_ebpf::{
 };
 use aya_log_ebpf::warn;
 use podflame_wire::{
-    COMM_LEN, Cause, Drop, MAX_FRAMES, Probe, RetransmitRecord, SENDER_INTERVAL_NS, StackEnd, Task,
+    COMM_LEN, Cause, Drop, Probe, RetransmitRecord, SENDER_INTERVAL_NS, StackEnd, Task,
+    python::{MAX_SENDER_PYTHON_FRAMES, PythonEnd},
     walk::{get, set},
 };
 
 use crate::{
     fields::*,
-    maps::{FRAMES, RETRANSMIT_SCRATCH, SENDER_SCRATCH, SENDERS, Sender},
+    maps::{FRAMES, RETRANSMIT_SCRATCH, SENDER_FRAMES, SENDER_SCRATCH, SENDERS, Sender},
+    python_stack,
     record::Run,
     stack, task,
 };
@@ -150,13 +152,14 @@ pub(crate) fn sender_stack(ctx: BtfTracePointContext) -> i32 {
             return 0;
         }
         task::write_current(&mut storage.task);
-        let walk = &mut *walk;
+        let (walk, python) = &mut *walk;
         let start = task::user_registers(walk);
         let Sender { task, shape, stack, .. } = &mut *storage;
         stack::user(walk, start, task, stack, shape);
+        python_stack::walk(python, task, stack, shape, MAX_SENDER_PYTHON_FRAMES);
         storage.time_ns = now;
         set(&mut storage.version, before + 2);
-        run.kept(get(&storage.shape.user_end));
+        run.kept(get(&storage.shape.user_end), get(&storage.shape.python_end));
     }
     0
 }
@@ -204,18 +207,20 @@ unsafe fn sender(
         if time_ns == 0 {
             return;
         }
-        let count = (&raw const (*storage).shape.user_frames).read_volatile() as usize;
+        // All of it stays in memory: the verifier then takes one way through what follows.
+        set(&mut record.header.stack, (&raw const (*storage).shape).read_volatile());
+        set(&mut record.header.stack.kernel_frames, 0);
+        let shape = &record.header.stack;
+        let count = (get(&shape.user_frames) + 2 * get(&shape.python_frames)) as usize;
         let mut index = 0;
-        while index < MAX_FRAMES {
+        while index < SENDER_FRAMES {
             if index >= count {
                 break;
             }
-            frames[index & (FRAMES - 1)] = (*storage).stack[index & MAX_FRAMES];
+            frames[index & (FRAMES - 1)] = (*storage).stack[index & (SENDER_FRAMES - 1)];
             index += 1;
         }
-        set(&mut record.header.stack.user_frames, index as u16);
         record.header.task = (*storage).task;
-        record.header.stack.user_end = (*storage).shape.user_end;
         record.sender_age_ns = bpf_ktime_get_ns() - time_ns;
         if !before.is_multiple_of(2) || version.read_volatile() != before {
             nobody(record, StackEnd::Torn);
@@ -230,6 +235,8 @@ fn nobody(record: &mut RetransmitRecord, end: StackEnd) {
     record.header.stack.kernel_frames = 0;
     record.header.stack.user_frames = 0;
     record.header.stack.user_end = end as u8;
+    record.header.stack.python_frames = 0;
+    record.header.stack.python_end = PythonEnd::None as u8;
     record.sender_age_ns = 0;
 }
 

@@ -18,8 +18,7 @@ use crate::fields::{TASK_EXEC_ID, TASK_FLAGS, TASK_GROUP_LEADER, TASK_START_BOOT
 const PF_KTHREAD: u32 = 0x0020_0000;
 
 /// Reads the registers with which user space was left into `walk`, and returns where a walk starts. The
-/// reads are volatile so that the compiler cannot merge those of different sources: the verifier wants
-/// one kind of pointer an instruction.
+/// reads are volatile so that the compiler leaves them where they are.
 ///
 /// # Safety
 ///
@@ -114,11 +113,12 @@ pub(crate) unsafe fn interrupted(
     // level.
     unsafe {
         let in_user_mode = (*event).regs.cs & 3 != 0;
-        let start = if in_user_mode {
-            read_registers(&raw const (*event).regs, walk)
-        } else {
-            user_registers(walk)
-        };
+        // One after the other, not either or: the compiler would make one piece of code of both, and
+        // the verifier wants one kind of pointer an instruction.
+        let mut start = read_registers(&raw const (*event).regs, walk);
+        if !in_user_mode {
+            start = user_registers(walk);
+        }
         (start, in_user_mode)
     }
 }

@@ -3,7 +3,7 @@
 //!
 //! Every record starts with a [`Header`] and is sent with exactly the bytes it uses: the fixed part
 //! of its kind, then [`StackShape::kernel_frames`] and [`StackShape::user_frames`] addresses of
-//! 8 bytes each. All integers are in the byte order of the machine. A struct here has no implicit
+//! 8 bytes each, then [`StackShape::python_frames`] pairs of such words. All integers are in the byte order of the machine. A struct here has no implicit
 //! padding (asserted at the end of this file), so that no byte of kernel memory is sent unwritten.
 #![no_std]
 
@@ -151,6 +151,8 @@ macro_rules! record {
     };
 }
 
+pub mod python;
+
 record! {
     /// A task as the kernel saw it: enough to know it again after it exited.
     pub struct Task {
@@ -171,7 +173,7 @@ record! {
 }
 
 record! {
-    /// How many frames follow the fixed part, and how the user stack ended.
+    /// How many frames follow the fixed part, and how the stacks ended.
     pub struct StackShape {
         /// Kernel frames, innermost first.
         pub kernel_frames: u16,
@@ -179,8 +181,11 @@ record! {
         pub user_frames: u16,
         /// A [`StackEnd`].
         pub user_end: u8,
-        /// Zero.
-        pub pad: [u8; 3],
+        /// A [`PythonEnd`](python::PythonEnd).
+        pub python_end: u8,
+        /// Python frames behind those, innermost first: two words each, of which [`python`] says what
+        /// they hold.
+        pub python_frames: u16,
     }
 }
 
@@ -275,6 +280,8 @@ record! {
         pub weight: u64,
         /// User stacks by [`StackEnd`].
         pub stack_ends: [u64; StackEnd::ALL.len()],
+        /// Python stacks by [`PythonEnd`](python::PythonEnd).
+        pub python_ends: [u64; python::PythonEnd::ALL.len()],
     }
 }
 
@@ -304,6 +311,8 @@ pub mod map {
     pub const SEEN: &str = "SEEN";
     /// Socket storage of sender stacks.
     pub const SENDERS: &str = "SENDERS";
+    /// Hash of [`Process`](super::python::Process) by `pid`.
+    pub const PYTHON: &str = "PYTHON";
     /// Hash of [`Process`](super::unwind::Process) by `pid`.
     pub const PROCESSES: &str = "PROCESSES";
     /// Array of [`Mapping`](super::unwind::Mapping), those of a process one behind the other.
@@ -326,6 +335,9 @@ pub mod field {
         ("TASK_START_BOOTTIME", "task_struct", "start_boottime"),
         ("TASK_EXEC_ID", "task_struct", "self_exec_id"),
         ("TASK_FLAGS", "task_struct", "flags"),
+        // On x86-64 alone. The kernel keeps it current for the running task, but for code that changes
+        // it by `wrfsbase`, which no C library does (`do_arch_prctl_64`, `arch/x86/kernel/process_64.c`).
+        ("TASK_FSBASE", "task_struct", "thread.fsbase"),
         ("SOCK_FAMILY", "sock", "__sk_common.skc_family"),
         ("SOCK_STATE", "sock", "__sk_common.skc_state"),
         ("SOCK_LOCAL_PORT", "sock", "__sk_common.skc_num"),
@@ -365,7 +377,7 @@ const _: () = {
     assert!(size_of::<SampleRecord>() == size_of::<Header>());
     assert!(size_of::<FaultRecord>() == size_of::<Header>() + 8);
     assert!(size_of::<RetransmitRecord>() == size_of::<Header>() + 8 + 32 + 8 + 16);
-    assert!(size_of::<Counters>() == 8 * (4 + DROPS + StackEnd::ALL.len()));
+    assert!(size_of::<Counters>() == 8 * (4 + DROPS + StackEnd::ALL.len() + 5));
     assert!(size_of::<Control>() == 16);
     // Frames follow the fixed part, aligned.
     assert!(size_of::<FaultRecord>().is_multiple_of(8));

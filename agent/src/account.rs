@@ -5,7 +5,7 @@
 //! E3 `stored = aggregated + Σ dropped_in_agent + in_flight`; E4 per client
 //! `aggregated = delivered + lost`. This module holds the counts; it changes none of them.
 
-use podflame_wire::{Counters, DROPS, Drop as KernelDrop, Probe, StackEnd};
+use podflame_wire::{Counters, DROPS, Drop as KernelDrop, Probe, StackEnd, python::PythonEnd};
 
 /// Why the agent could not use a stored record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -55,6 +55,8 @@ pub struct ProbeAccount {
     pub weight: u64,
     /// User stacks by [`StackEnd`].
     pub stack_ends: [u64; StackEnd::ALL.len()],
+    /// Python stacks by [`PythonEnd`].
+    pub python_ends: [u64; PythonEnd::ALL.len()],
 }
 
 impl ProbeAccount {
@@ -66,6 +68,7 @@ impl ProbeAccount {
         self.dropped_in_kernel = counters.dropped;
         self.weight = counters.weight;
         self.stack_ends = counters.stack_ends;
+        self.python_ends = counters.python_ends;
     }
 
     /// Events lost anywhere.
@@ -158,6 +161,7 @@ pub fn sum(per_cpu: &[Counters]) -> Counters {
         dropped: [0; DROPS],
         weight: 0,
         stack_ends: [0; StackEnd::ALL.len()],
+        python_ends: [0; PythonEnd::ALL.len()],
     };
     for one in per_cpu {
         total.hits += one.hits;
@@ -168,6 +172,9 @@ pub fn sum(per_cpu: &[Counters]) -> Counters {
             *sum += part;
         }
         for (sum, part) in total.stack_ends.iter_mut().zip(one.stack_ends) {
+            *sum += part;
+        }
+        for (sum, part) in total.python_ends.iter_mut().zip(one.python_ends) {
             *sum += part;
         }
     }

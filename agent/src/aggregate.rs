@@ -9,7 +9,7 @@ use hashbrown::{HashMap, HashTable, hash_table};
 
 use crate::{
     account::AgentDrop,
-    event::{CgroupId, Detail, Event, KTime, Probe, ProcessKey, Stack, StackEnd, Task},
+    event::{CgroupId, Detail, Event, KTime, Probe, ProcessKey, PythonEnd, Stack, StackEnd, Task},
 };
 
 /// Most distinct samples of one flush; more are dropped and counted. Each costs about 150 bytes, and
@@ -26,18 +26,23 @@ pub const MAX_OCCURRENCES: usize = 16_384;
 /// A stack of raw addresses.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct RawStack {
-    /// Kernel frames, innermost first, and then user frames.
+    /// Kernel frames, innermost first, then user frames, and then two words for each Python frame.
     pub frames: Box<[u64]>,
     /// How many are kernel frames.
     pub kernel_frames: u16,
     /// Why the user stack ended.
     pub end: StackEnd,
+    /// How many Python frames there are.
+    pub python_frames: u16,
+    /// Why the Python stack ended.
+    pub python_end: PythonEnd,
 }
 
 impl RawStack {
     fn is(&self, other: &Stack<'_>) -> bool {
         self.kernel_frames == other.kernel_frames
-            && self.end == other.end
+            && (self.end, self.python_end) == (other.end, other.python_end)
+            && self.python_frames == other.python_frames
             && self.frames.len() == other.frames.iter().len()
             && self.frames.iter().copied().eq(other.frames.iter())
     }
@@ -219,6 +224,7 @@ impl Aggregator {
     }
 
     fn intern(&mut self, stack: &Stack<'_>) -> Arc<RawStack> {
+        // The rest hardly ever tells stacks apart that are alike in these.
         let hash = self.hasher.hash_one((stack.frames.0, stack.kernel_frames, stack.end));
         let rehash = |known: &Arc<RawStack>| {
             let bytes: &[u8] = zerocopy::IntoBytes::as_bytes(&*known.frames);
@@ -231,6 +237,8 @@ impl Aggregator {
                     frames: stack.frames.iter().collect(),
                     kernel_frames: stack.kernel_frames,
                     end: stack.end,
+                    python_frames: stack.python_frames,
+                    python_end: stack.python_end,
                 });
                 slot.insert(stack.clone());
                 stack
@@ -258,7 +266,13 @@ mod tests {
                 tid: pid,
                 comm: Comm::default(),
             },
-            stack: Stack { frames: Frames(frames), kernel_frames: 0, end: StackEnd::Complete },
+            stack: Stack {
+                frames: Frames(frames),
+                kernel_frames: 0,
+                end: StackEnd::Complete,
+                python_frames: 0,
+                python_end: PythonEnd::None,
+            },
             detail: Detail::OnCpu,
         }
     }

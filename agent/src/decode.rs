@@ -2,7 +2,9 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use podflame_wire::{Cause, FaultRecord, Header, Probe, RetransmitRecord, SampleRecord, StackEnd};
+use podflame_wire::{
+    Cause, FaultRecord, Header, Probe, RetransmitRecord, SampleRecord, StackEnd, python::PythonEnd,
+};
 use zerocopy::FromBytes;
 
 use crate::event::{
@@ -52,12 +54,15 @@ pub fn decode(bytes: &[u8]) -> Result<Event<'_>, DecodeError> {
         Probe::Sender => return Err(DecodeError::Kind(header.kind)),
     };
     let shape = header.stack;
-    let expected = 8 * (usize::from(shape.kernel_frames) + usize::from(shape.user_frames));
+    let native = usize::from(shape.kernel_frames) + usize::from(shape.user_frames);
+    let expected = 8 * (native + 2 * usize::from(shape.python_frames));
     if frames.len() != expected || header.len as usize != bytes.len() {
         return Err(DecodeError::Length(header.len, expected / 8));
     }
     let end = StackEnd::from_number(shape.user_end)
         .ok_or(DecodeError::Range("the stack's end", shape.user_end.into()))?;
+    let python_end = PythonEnd::from_number(shape.python_end)
+        .ok_or(DecodeError::Range("the Python stack's end", shape.python_end.into()))?;
     Ok(Event {
         probe,
         time: KTime(header.time_ns),
@@ -73,7 +78,13 @@ pub fn decode(bytes: &[u8]) -> Result<Event<'_>, DecodeError> {
             tid: header.task.tid,
             comm: Comm(header.task.comm),
         },
-        stack: Stack { frames: Frames(frames), kernel_frames: shape.kernel_frames, end },
+        stack: Stack {
+            frames: Frames(frames),
+            kernel_frames: shape.kernel_frames,
+            end,
+            python_frames: shape.python_frames,
+            python_end,
+        },
         detail,
     })
 }
@@ -135,7 +146,8 @@ mod tests {
                 kernel_frames: kernel,
                 user_frames: user,
                 user_end: StackEnd::Complete as u8,
-                pad: [0; 3],
+                python_end: PythonEnd::None as u8,
+                python_frames: 0,
             },
         }
     }

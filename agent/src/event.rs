@@ -5,7 +5,9 @@
 
 use std::net::SocketAddr;
 
-pub use podflame_wire::{BY_FRAME_POINTER, Cause, Drop as KernelDrop, Probe, StackEnd};
+pub use podflame_wire::{
+    BY_FRAME_POINTER, Cause, Drop as KernelDrop, Probe, StackEnd, python::PythonEnd,
+};
 
 /// A point on `CLOCK_MONOTONIC`, in nanoseconds. The only clock of the kernel side.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -64,12 +66,24 @@ impl<'a> Frames<'a> {
 /// The stacks of one record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Stack<'a> {
-    /// Kernel frames and then user frames.
+    /// Kernel frames, then user frames, and then two words for each Python frame.
     pub frames: Frames<'a>,
     /// How many of them are kernel frames.
     pub kernel_frames: u16,
     /// Why the user stack ended.
     pub end: StackEnd,
+    /// How many Python frames there are.
+    pub python_frames: u16,
+    /// Why the Python stack ended.
+    pub python_end: PythonEnd,
+}
+
+impl Stack<'_> {
+    /// The addresses of the code objects of the Python frames.
+    pub fn codes(&self) -> impl Iterator<Item = u64> {
+        let native = self.frames.iter().len().saturating_sub(2 * usize::from(self.python_frames));
+        self.frames.iter().skip(native).step_by(2).filter(|code| *code != 0)
+    }
 }
 
 /// One event of a probe, as the kernel sent it.

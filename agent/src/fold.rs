@@ -11,7 +11,8 @@
 //!
 //! # Marks
 //! As `stackcollapse-perf.pl --all` does, a kernel frame ends in `_[k]` and an inlined one in `_[i]`.
-//! An annotation is in brackets. A program may call its functions what it likes: a name of user space
+//! A Python function has its file in parentheses behind it, and ends in `_[p]`. An annotation is in
+//! brackets. A program may call its functions what it likes: a name of user space
 //! that ends like a mark gets `_[u]`, so that it cannot pass for the kernel.
 //!
 //! # Escapes
@@ -87,7 +88,8 @@ pub fn fold(profile: &Profile, root: Root) -> Folded {
                 let name = match dictionary.frame(*id) {
                     Some((frame, function)) => {
                         let name = dictionary.string(function.name);
-                        marked(name, frame.kind, frame.inlined)
+                        let file = dictionary.string(function.file);
+                        marked(name, file, frame.kind, frame.inlined)
                     }
                     None => UNKNOWN.into(),
                 };
@@ -126,11 +128,17 @@ pub fn annotation(name: &str) -> Cow<'_, str> {
 }
 
 /// The folded name of a frame.
-fn marked(name: &str, kind: FrameKind, inlined: bool) -> Cow<'_, str> {
+fn marked<'a>(name: &'a str, file: &str, kind: FrameKind, inlined: bool) -> Cow<'a, str> {
     let name = if name.is_empty() { UNKNOWN } else { name };
     match kind {
         FrameKind::Annotation => annotation(name),
         FrameKind::Kernel => format!("{name}_[k]").into(),
+        // Python's names say little without the file: each has a `<module>`.
+        FrameKind::Python if file.is_empty() => format!("{name}_[p]").into(),
+        FrameKind::Python => {
+            let file = file.rsplit('/').next().unwrap_or(file);
+            format!("{name} ({file})_[p]").into()
+        }
         FrameKind::User if inlined => format!("{name}_[i]").into(),
         FrameKind::User => unmarked(name),
     }

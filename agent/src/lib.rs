@@ -20,6 +20,7 @@ pub mod intern;
 pub mod kernel;
 pub mod pipeline;
 pub mod profile;
+pub mod python;
 pub mod resolve;
 pub mod select;
 pub mod serve;

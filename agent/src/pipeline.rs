@@ -23,8 +23,9 @@ use crate::{
     attribute, clock,
     decode::decode,
     event::{CgroupId, Event, KTime, Probe, ProcessKey, StackEnd},
-    kernel::{Config, Kernel, KernelError, ProbeState, ring::Ring},
+    kernel::{Config, Kernel, KernelError, ProbeState, python::PythonMap, ring::Ring},
     profile::Batch,
+    python::{self, Code, Program},
     resolve::{Resolver, Seen},
     symbols::{Limits, Sighting, Sights},
     unwinder::{self, Told, Unwinder, Unwinding},
@@ -60,6 +61,14 @@ const LOST_AGAIN_NS: u64 = 100_000_000;
 /// How often a process is read again for which there are no unwind tables: they may have made room for
 /// others.
 const WITHOUT_AGAIN_NS: u64 = 2_000_000_000;
+
+/// Code objects that were sent to be read; beyond it all are forgotten, and sent again. Each costs some
+/// 40 bytes.
+const MAX_CODES: usize = 65_536;
+
+/// How often a code object is read again: another may have taken its address. Each reading costs some
+/// 10 µs.
+const CODE_AGAIN_NS: u64 = 10_000_000_000;
 
 /// When a new process is read for the second time: later than a program takes to start.
 const YOUNG: Duration = Duration::from_millis(10);
@@ -99,6 +108,10 @@ pub struct Pipeline {
 /// In the order in which it is to be done: a process is read before its events are resolved.
 enum Work {
     Sight(ProcessKey, CgroupId, Option<(Seen, OwnedSemaphorePermit)>),
+    /// Code objects of Python that were seen, by their addresses.
+    Codes(ProcessKey, Vec<u64>),
+    /// What was read of them.
+    Read(ProcessKey, python::Read, OwnedSemaphorePermit),
     Flush {
         flush: Flush,
         start: KTime,
@@ -120,7 +133,8 @@ impl Pipeline {
         resolver: Resolver,
         batches: mpsc::Sender<Arc<Batch>>,
     ) -> Result<Self, KernelError> {
-        let (kernel, ring, tables) = Kernel::start(options.kernel)?;
+        let (mut kernel, ring, tables) = Kernel::start(options.kernel)?;
+        let python = PythonReader { reader: python::Reader::default(), map: kernel.python()? };
         let probes = Probe::ALL.iter().map(|p| (*p, kernel.state(*p).clone())).collect();
         let cpus = kernel.cpus().len();
         let (work, seen) = mpsc::channel(QUEUE);
@@ -131,6 +145,7 @@ impl Pipeline {
         let witness = Witness {
             sights: Sights::new(resolver.limits().clone()),
             limits: resolver.limits().clone(),
+            python,
             unwinder: tell,
             young: VecDeque::new(),
             room: Arc::new(Semaphore::new(SEEN_KIB as usize)),
@@ -159,6 +174,7 @@ impl Pipeline {
             work,
             places: Arc::new(Semaphore::new(FLUSHES)),
             sighted: HashMap::default(),
+            codes: HashMap::default(),
             since: clock::monotonic(),
             cgroups: options.cgroups,
         };
@@ -186,6 +202,7 @@ impl Pipeline {
 struct Witness {
     sights: Sights,
     limits: Limits,
+    python: PythonReader,
     unwinder: std::sync::mpsc::SyncSender<Told>,
     /// Those to be read again, and when.
     young: VecDeque<(Instant, ProcessKey, CgroupId)>,
@@ -211,26 +228,42 @@ impl Witness {
                     let Some((_, process, cgroup)) = self.young.pop_front() else { continue };
                     let Some(sighting) = self.sights.read_again(process) else { continue };
                     self.tell_unwinder(process, cgroup, &sighting);
-                    let seen = Seen { sighting: Some(sighting), facts: attribute::facts(process) };
+                    let facts = attribute::facts(process);
+                    let python = self.python.look(process, &sighting);
+                    let seen = Seen { sighting: Some(sighting), facts, python };
                     Some(Work::Sight(process, cgroup, with_room(seen, &self.room)))
                 }
                 work = seen.recv() => work.map(|work| match work {
                     Work::Sight(process, cgroup, _) => {
                         let facts = attribute::facts(process);
                         let sighting = self.sights.read(process);
+                        let python = (sighting.as_ref())
+                            .and_then(|sighting| self.python.look(process, sighting));
                         if let Some(sighting) = &sighting {
                             self.tell_unwinder(process, cgroup, sighting);
                             self.again(process, cgroup);
                         }
-                        Work::Sight(process, cgroup, with_room(Seen { sighting, facts }, &self.room))
+                        let seen = Seen { sighting, facts, python };
+                        Work::Sight(process, cgroup, with_room(seen, &self.room))
                     }
-                    flush @ Work::Flush { .. } => flush,
+                    Work::Codes(process, codes) => self.read_codes(process, &codes),
+                    other => other,
                 }),
             };
             let Some(work) = work else { return };
             if read.send(work).await.is_err() {
                 return;
             }
+        }
+    }
+
+    /// Reads code objects of Python.
+    fn read_codes(&self, process: ProcessKey, codes: &[u64]) -> Work {
+        let codes = self.python.reader.read(process, codes);
+        let bytes = codes.iter().map(|(_, code)| code.as_ref().map_or(64, Code::bytes));
+        match room_for(bytes.sum(), &self.room) {
+            Some(room) => Work::Read(process, codes, room),
+            None => Work::Codes(process, Vec::new()),
         }
     }
 
@@ -253,8 +286,28 @@ impl Witness {
 /// the process by itself.
 fn with_room(seen: Seen, room: &Arc<Semaphore>) -> Option<(Seen, OwnedSemaphorePermit)> {
     let bytes = seen.sighting.as_ref().map_or(0, Sighting::bytes);
+    room_for(bytes, room).map(|room| (seen, room))
+}
+
+fn room_for(bytes: usize, room: &Arc<Semaphore>) -> Option<OwnedSemaphorePermit> {
     let kib = u32::try_from(bytes / 1024 + 1).unwrap_or(SEEN_KIB).min(SEEN_KIB);
-    room.clone().try_acquire_many_owned(kib).ok().map(|room| (seen, room))
+    room.clone().try_acquire_many_owned(kib).ok()
+}
+
+/// Finds Python in processes, and tells the programs in the kernel.
+struct PythonReader {
+    reader: python::Reader,
+    map: PythonMap,
+}
+
+impl PythonReader {
+    fn look(&mut self, process: ProcessKey, seen: &Sighting) -> Option<Arc<Program>> {
+        let found = self.reader.look(process, seen);
+        if let Err(e) = self.map.set(process.pid, found.as_ref().map(|program| &program.process)) {
+            warn!(pid = process.pid, "its Python frames are left out: {e}");
+        }
+        found
+    }
 }
 
 /// The resolver's thread: until the collector is gone.
@@ -268,7 +321,9 @@ fn resolve_all(
             Work::Sight(process, cgroup, Some((seen, _room))) => {
                 resolver.sight(process, cgroup, seen);
             }
-            Work::Sight(_, _, None) => {}
+            Work::Read(process, codes, _room) => resolver.read(process, codes),
+            // The resolver reads by itself what it needs and has not.
+            Work::Sight(_, _, None) | Work::Codes(..) => {}
             Work::Flush { flush, start, end, account, _place } => {
                 let batch = resolver.resolve(flush, start, end, *account);
                 if batches.blocking_send(Arc::new(batch)).is_err() {
@@ -288,6 +343,8 @@ struct Collector {
     places: Arc<Semaphore>,
     /// When each was last sent to be read, by the time of the event.
     sighted: HashMap<ProcessKey, KTime, foldhash::fast::RandomState>,
+    /// When each code object of Python was last sent to be read, by the time of the event.
+    codes: HashMap<(ProcessKey, u64), KTime, foldhash::fast::RandomState>,
     since: KTime,
     cgroups: Option<CgroupFinder>,
 }
@@ -347,8 +404,9 @@ impl Collector {
 
     /// Takes what waits in the ring buffer, at most [`DRAIN`] records.
     fn drain(&mut self, ring: &mut Ring) -> usize {
-        let Self { aggregator, sighted, work, .. } = self;
-        ring.drain(DRAIN, |bytes| match decode(bytes) {
+        let Self { aggregator, sighted, codes, work, .. } = self;
+        let mut fresh: HashMap<ProcessKey, Vec<u64>> = HashMap::new();
+        let drained = ring.drain(DRAIN, |bytes| match decode(bytes) {
             Ok(event) => {
                 let process = event.task.process;
                 let due = sighted.get(&process).is_none_or(|last| {
@@ -362,6 +420,18 @@ impl Collector {
                     let _ = work.try_send(Work::Sight(process, event.cgroup, None));
                     sighted.insert(process, event.time);
                 }
+                for code in event.stack.codes() {
+                    let due = codes
+                        .get(&(process, code))
+                        .is_none_or(|last| event.time.0.saturating_sub(last.0) >= CODE_AGAIN_NS);
+                    if due {
+                        if codes.len() >= MAX_CODES {
+                            codes.clear();
+                        }
+                        codes.insert((process, code), event.time);
+                        fresh.entry(process).or_default().push(code);
+                    }
+                }
                 aggregator.add(&event);
             }
             Err(e) => {
@@ -369,7 +439,12 @@ impl Collector {
                 let probe = bytes.first().and_then(|kind| Probe::from_number(*kind));
                 aggregator.drop(probe.unwrap_or(Probe::OnCpu), AgentDrop::Malformed);
             }
-        })
+        });
+        for (process, codes) in fresh {
+            // As above.
+            let _ = work.try_send(Work::Codes(process, codes));
+        }
+        drained
     }
 
     /// Sends what was gathered to the resolver, which has a place for it.

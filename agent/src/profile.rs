@@ -100,6 +100,8 @@ pub enum FrameKind {
     Kernel,
     /// No code, but what the event is about: a peer, a file that faulted, a reason.
     Annotation,
+    /// Python code, which stands where its interpreter ran it.
+    Python,
 }
 
 /// One level of a stack.

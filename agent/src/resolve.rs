@@ -10,12 +10,15 @@ use crate::{
     account::Account,
     aggregate::{Flush, RawOccurrence, RawStack, SampleKey, Subject},
     attribute::{Attributor, Facts},
-    event::{BY_FRAME_POINTER, CgroupId, Comm, Detail, KTime, Probe, ProcessKey, StackEnd},
+    event::{
+        BY_FRAME_POINTER, CgroupId, Comm, Detail, KTime, Probe, ProcessKey, PythonEnd, StackEnd,
+    },
     intern::Interner,
     profile::{
         Batch, Frame, FrameId, FrameKind, Function, Mapping, MappingId, Occurrence, Sample, Signal,
         What, WorkloadId,
     },
+    python::{self, Codes, Program, merge::Merged},
     symbols::{Limits, Module, Sighting, Symbol, Symbols},
 };
 
@@ -37,12 +40,15 @@ pub struct Seen {
     pub sighting: Option<Sighting>,
     /// Where it belongs.
     pub facts: Option<Facts>,
+    /// The Python it runs.
+    pub python: Option<Arc<Program>>,
 }
 
 /// Gives names.
 pub struct Resolver {
     symbols: Symbols,
     attributor: Attributor,
+    python: Codes,
     interner: Interner,
     stacks: HashMap<(ProcessKey, Arc<RawStack>), Resolved, foldhash::fast::RandomState>,
     frames: HashMap<(FrameKind, bool, ByAddress), Box<[FrameId]>, foldhash::fast::RandomState>,
@@ -74,6 +80,7 @@ impl Resolver {
         Self {
             symbols,
             attributor,
+            python: Codes::default(),
             interner: Interner::default(),
             stacks: HashMap::default(),
             frames: HashMap::default(),
@@ -84,10 +91,19 @@ impl Resolver {
     /// A process was seen: takes over what was read of it.
     pub fn sight(&mut self, process: ProcessKey, cgroup: CgroupId, seen: Seen) {
         if let Some(sighting) = seen.sighting {
+            self.python.sight(process, seen.python);
             self.symbols.accept(process, sighting);
         }
         if let Some(facts) = seen.facts {
             self.attributor.sight(process, cgroup, facts);
+        }
+    }
+
+    /// Code objects of a process were read: takes them over.
+    pub fn read(&mut self, process: ProcessKey, read: python::Read) {
+        if self.python.accept(process, read) {
+            // Stacks with the old names; it is rare.
+            self.stacks.clear();
         }
     }
 
@@ -223,16 +239,25 @@ impl Resolver {
             return known.clone();
         }
         let (kernel, user) = raw.frames.split_at(raw.frames.len().min(raw.kernel_frames.into()));
+        let python = user.len().saturating_sub(2 * usize::from(raw.python_frames));
+        let (user, python) = user.split_at(python);
         let mut frames = Vec::with_capacity(raw.frames.len());
         for (index, address) in kernel.iter().enumerate() {
             let symbols = self.symbols.kernel(*address, index > 0);
             self.push(&mut frames, (FrameKind::Kernel, false), symbols);
         }
-        for (index, address) in user.iter().enumerate() {
-            // The innermost address is where the thread is, also behind a system call.
-            let marked = address & BY_FRAME_POINTER != 0;
-            let symbols = self.symbols.user(process, address & !BY_FRAME_POINTER, index > 0);
-            self.push(&mut frames, (FrameKind::User, marked), symbols);
+        for frame in self.merge(process, raw, user, python) {
+            match frame {
+                Merged::Native(index) => {
+                    let Some(address) = user.get(index) else { continue };
+                    // The innermost address is where the thread is, also behind a system call.
+                    let marked = address & BY_FRAME_POINTER != 0;
+                    let address = address & !BY_FRAME_POINTER;
+                    let symbols = self.symbols.user(process, address, index > 0);
+                    self.push(&mut frames, (FrameKind::User, marked), symbols);
+                }
+                Merged::Python(code, place) => frames.extend(self.python(process, code, place)),
+            }
         }
         match raw.end {
             StackEnd::None | StackEnd::Complete | StackEnd::Torn => {}
@@ -242,9 +267,60 @@ impl Resolver {
                 frames.push(self.annotation(&format!("incomplete stack: {reason}")));
             }
         }
+        if matches!(raw.python_end, PythonEnd::Truncated | PythonEnd::Unreadable) {
+            frames.push(self.annotation(&format!("{} Python stack", raw.python_end.name())));
+        }
         let frames: Resolved = frames.into();
         self.stacks.insert((owner, raw.clone()), frames.clone());
         frames
+    }
+
+    /// Puts the Python frames of a stack where they belong among the native ones.
+    fn merge(
+        &self,
+        process: ProcessKey,
+        raw: &RawStack,
+        user: &[u64],
+        python: &[u64],
+    ) -> Vec<Merged> {
+        let program = self.python.program(process).filter(|_| !python.is_empty());
+        let is_loop = |(index, address): (usize, &u64)| {
+            let address = (address & !BY_FRAME_POINTER).wrapping_sub(u64::from(index > 0));
+            program.is_some_and(|program| program.is_loop(address))
+        };
+        let loops: Vec<bool> = user.iter().enumerate().map(is_loop).collect();
+        let complete = raw.end == StackEnd::Complete && raw.python_end == PythonEnd::Complete;
+        python::merge::merge(&loops, python, complete)
+    }
+
+    /// The frame of a place in a Python function; `None` if it is not of the program.
+    fn python(&mut self, process: ProcessKey, code: u64, place: u32) -> Option<FrameId> {
+        let module = match self.python.program(process) {
+            Some(program) => format!("[python 3.{}]", program.version.minor),
+            None => "[python]".to_owned(),
+        };
+        let code = self.python.find(process, code);
+        let (name, file, line) = match &code {
+            Ok(code) if code.hidden => return None,
+            Ok(code) => (&*code.name, &*code.file, code.line(place)),
+            Err(unknown) => (unknown.name(), "", 0),
+        };
+        let mapping =
+            Mapping { path: self.interner.string(&module), build_id: self.interner.string("") };
+        let function = Function {
+            name: self.interner.string(name),
+            file: self.interner.string(file),
+            mapping: self.interner.mapping(mapping),
+        };
+        let function = self.interner.function(function);
+        Some(self.interner.frame(Frame {
+            function,
+            line,
+            offset: 0,
+            kind: FrameKind::Python,
+            inlined: false,
+            by_frame_pointer: false,
+        }))
     }
 
     fn push(

@@ -312,7 +312,9 @@ fn shares_its_socket_with_no_other() -> Result<()> {
         Ok((lines_so_far(watch)?.len() > batches + 2).then_some(()))
     })?;
     first.answer(&["status"])?;
-    assert_eq!(bpf::held(first.running.pid())?, before);
+    // Not the maps: unwind tables come and go.
+    let after = bpf::held(first.running.pid())?;
+    assert_eq!((after.programs, after.links), (before.programs, before.links));
     first.terminate()?;
     watch.succeed()
 }

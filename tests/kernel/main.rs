@@ -10,10 +10,12 @@ mod bpf;
 mod cpu;
 mod faults;
 mod input;
+mod python;
 mod record;
 mod retransmit;
 mod running;
 mod shared;
+mod unwind;
 
 use std::{env, process::ExitCode};
 
@@ -23,7 +25,7 @@ use libtest_mimic::{Arguments, Completion, Failed, Trial};
 type Test = (&'static str, fn() -> anyhow::Result<()>);
 
 fn main() -> ExitCode {
-    let tables: [(&str, &[Test]); 7] = [
+    let tables: [(&str, &[Test]); 8] = [
         ("account", account::TESTS),
         ("agent", agent::TESTS),
         ("cpu", cpu::TESTS),
@@ -31,16 +33,18 @@ fn main() -> ExitCode {
         ("input", input::TESTS),
         ("retransmit", retransmit::TESTS),
         ("shared", shared::TESTS),
+        ("unwind", unwind::TESTS),
     ];
     let trials = tables.iter().flat_map(|(subject, tests)| {
         tests.iter().map(move |(name, test)| {
             Trial::ignorable_test(format!("{subject}::{name}"), move || run(*test))
         })
     });
-    libtest_mimic::run(&Arguments::from_args(), trials.collect()).exit_code()
+    libtest_mimic::run(&Arguments::from_args(), trials.chain(python::trials()).collect())
+        .exit_code()
 }
 
-fn run(test: fn() -> anyhow::Result<()>) -> Result<Completion, Failed> {
+fn run(test: impl FnOnce() -> anyhow::Result<()>) -> Result<Completion, Failed> {
     if let Some(reason) = missing_privilege() {
         return match env::var("CI").is_ok_and(|ci| ci == "true") {
             true => Err(reason.into()),

@@ -234,9 +234,16 @@ impl<'a> Sample<'a> {
         frames.filter_map(|frame| frame["name"].as_str())
     }
 
+    /// All its frames, outermost first.
+    pub(crate) fn all(&self) -> impl Iterator<Item = &'a Value> {
+        self.0["stack"].as_array().into_iter().flatten()
+    }
+
     /// Whether a function, by the end of its path, is on the stack.
     pub(crate) fn has(&self, function: &str) -> bool {
-        ["user", "kernel"].iter().any(|kind| self.frames(kind).any(|name| is(name, function)))
+        ["user", "kernel", "python"]
+            .iter()
+            .any(|kind| self.frames(kind).any(|name| is(name, function)))
     }
 
     /// Whether a function is where the code was, kernel frames aside.

@@ -50,6 +50,16 @@ impl Cgroup {
         Ok(fs::metadata(&self.path)?.ino())
     }
 
+    /// CPU time that was used inside.
+    ///
+    /// # Errors
+    /// When the directory is gone.
+    pub fn cpu_time(&self) -> Result<Duration> {
+        let stat = fs::read_to_string(self.path.join("cpu.stat"))?;
+        let used = stat.lines().find_map(|line| line.strip_prefix("usage_usec ")?.parse().ok());
+        Ok(Duration::from_micros(used.context("cpu.stat without usage_usec")?))
+    }
+
     /// Makes the command start inside.
     ///
     /// # Errors

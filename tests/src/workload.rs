@@ -58,9 +58,17 @@ impl Workload {
     ///
     /// # Errors
     /// When it cannot be started, or ends before it is ready.
-    pub fn start(mut command: Command) -> Result<Self> {
+    pub fn start(command: Command) -> Result<Self> {
+        Self::start_with(command, Stdio::null())
+    }
+
+    /// As [`start`](Self::start), with this as its input.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    pub fn start_with(mut command: Command, input: Stdio) -> Result<Self> {
         let mut child = command
-            .stdin(Stdio::null())
+            .stdin(input)
             .stdout(Stdio::piped())
             .spawn()
             .with_context(|| format!("start {command:?}"))?;

@@ -13,7 +13,7 @@ use anyhow::{Context as _, Result};
 
 use crate::{
     setup,
-    shell::{cargo, progress, run, target},
+    shell::{cargo, output, progress, run, target},
 };
 
 /// Runs every test whose name holds `filter` and closes with a line `N passed, N failed`.
@@ -56,6 +56,19 @@ fn prepare_kernel_tests(tests: &mut Command) -> Result<()> {
         &["iproute2", "nftables", "linux-perf", "iperf3"],
         &["ip", "nft", "perf", "iperf3"],
     )?;
+    // Programs that the tests profile, as a distribution ships them.
+    setup::apt(
+        &["redis-server", "nginx-light", "postgresql", "sqlite3", "g++", "python3", "nodejs"],
+        &[
+            "redis-server",
+            "nginx",
+            "/usr/lib/postgresql",
+            "sqlite3",
+            "g++",
+            "/usr/bin/python3",
+            "node",
+        ],
+    )?;
     let tools = setup::python_tools()?;
 
     progress("building the workloads, with frame pointers");
@@ -77,6 +90,10 @@ fn prepare_kernel_tests(tests: &mut Command) -> Result<()> {
         .env("PODFLAME_PYTHON", tools.join("python"))
         .env("PODFLAME_BUF", tools.join("buf"))
         .env("PODFLAME_GO", tools.join("go"));
+    // Pythons of several versions are used where they are; tests of those that are not are ignored.
+    if let Ok(root) = output(Command::new("pyenv").arg("root")) {
+        tests.env("PODFLAME_PYENV", root);
+    }
     Ok(())
 }
 

@@ -81,6 +81,7 @@ pub(super) fn account(a: &v1::ProbeAccount) -> Value {
         "in_flight": a.in_flight,
         "weight": a.weight,
         "stack_ends": reasons(&a.stack_ends),
+        "python_ends": reasons(&a.python_ends),
     })
 }
 

@@ -271,6 +271,7 @@ impl Lines {
                     FrameKind::User => "user",
                     FrameKind::Kernel => "kernel",
                     FrameKind::Annotation => "annotation",
+                    FrameKind::Python => "python",
                 },
                 file: d.string(function.file),
                 line: frame.line,

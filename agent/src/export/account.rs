@@ -4,7 +4,7 @@ use serde_json::{Map, Value, json};
 
 use crate::{
     account::{Account, AgentDrop, ProbeAccount, kernel_drops},
-    event::StackEnd,
+    event::{PythonEnd, StackEnd},
 };
 
 /// The account of every probe that was active.
@@ -26,6 +26,7 @@ fn one(counts: &ProbeAccount) -> Value {
         "dropped_in_agent": named(AgentDrop::ALL.iter().map(|r| r.name()), &counts.dropped_in_agent),
         "weight": counts.weight,
         "stack_ends": named(StackEnd::ALL.iter().map(|end| end.name()), &counts.stack_ends),
+        "python_ends": named(PythonEnd::ALL.iter().map(|end| end.name()), &counts.python_ends),
     })
 }
 

@@ -168,6 +168,7 @@ fn frame(dictionary: &Dictionary, id: FrameId) -> FrameRow<'_> {
         kind: match found.map(|(frame, _)| frame.kind) {
             Some(FrameKind::Kernel) => "kernel",
             Some(FrameKind::Annotation) => "annotation",
+            Some(FrameKind::Python) => "python",
             Some(FrameKind::User) | None => "user",
         },
         inlined: found.is_some_and(|(frame, _)| frame.inlined),

@@ -342,7 +342,7 @@ impl Builder<'_> {
         let name = match frame.kind {
             _ if name.is_empty() => self.string(UNKNOWN),
             FrameKind::Annotation => self.string(&annotation(name)),
-            FrameKind::User | FrameKind::Kernel => self.string(name),
+            FrameKind::User | FrameKind::Kernel | FrameKind::Python => self.string(name),
         };
         let filename = self.string(self.dictionary.string(function.file));
         // No `system_name` (the mangled one): if it equals the name, pprof strips what is in `<>`.

@@ -34,6 +34,7 @@ struct Look {
     user: Range,
     kernel: Range,
     inlined: Range,
+    python: Range,
 }
 
 const ROOT: Color = rgb(225, 225, 225);
@@ -50,18 +51,21 @@ fn look(signal: Signal) -> Look {
             user: (rgb(230, 75, 45), rgb(255, 165, 75)),
             kernel: (rgb(150, 130, 210), rgb(190, 170, 245)),
             inlined: (rgb(250, 205, 80), rgb(255, 230, 130)),
+            python: (rgb(85, 180, 95), rgb(150, 220, 135)),
         },
         Signal::PageFault => Look {
             background: BackgroundColor::Green,
             user: (rgb(60, 175, 85), rgb(130, 220, 120)),
             kernel: (rgb(150, 130, 210), rgb(190, 170, 245)),
             inlined: (rgb(180, 225, 90), rgb(215, 240, 140)),
+            python: (rgb(45, 165, 160), rgb(120, 210, 200)),
         },
         Signal::Retransmit => Look {
             background: BackgroundColor::Blue,
             user: (rgb(75, 140, 225), rgb(135, 190, 250)),
             kernel: (rgb(150, 130, 210), rgb(190, 170, 245)),
             inlined: (rgb(95, 205, 215), rgb(155, 230, 235)),
+            python: (rgb(85, 180, 95), rgb(150, 220, 135)),
         },
     }
 }
@@ -130,6 +134,8 @@ fn colours(names: &[String], look: &Look) -> PaletteMap {
     for name in names {
         let range = if name.ends_with("_[k]") {
             look.kernel
+        } else if name.ends_with("_[p]") {
+            look.python
         } else if name.ends_with("_[i]") {
             look.inlined
         } else if name.starts_with('[') && name.ends_with(']') {

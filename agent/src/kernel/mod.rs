@@ -21,6 +21,7 @@ use zerocopy::transmute;
 use self::{
     btf::{Btf, BtfError},
     perf::{PerfEvent, Source},
+    python::PythonMap,
     ring::Ring,
     tables::Tables,
 };
@@ -31,6 +32,7 @@ use crate::{
 
 pub mod btf;
 pub mod perf;
+pub mod python;
 pub mod ring;
 pub mod tables;
 
@@ -333,6 +335,15 @@ impl Kernel {
     /// If the set is larger than its map.
     pub fn set_cgroups(&mut self, cgroups: &[CgroupId]) -> Result<(), KernelError> {
         replace_cgroups(&mut self.ebpf, cgroups)
+    }
+
+    /// The map of processes that run Python, for whoever finds them. Can be taken once.
+    ///
+    /// # Errors
+    ///
+    /// If it is not there.
+    pub fn python(&mut self) -> Result<PythonMap, KernelError> {
+        PythonMap::new(take_map(&mut self.ebpf, map::PYTHON)?)
     }
 
     /// Stops every probe. What is in the ring buffer stays readable, and so do the counters.

@@ -13,7 +13,7 @@ use podflame_proto::{Timestamp, v1};
 use crate::{
     account::{Account, AgentDrop, ProbeAccount, kernel_drops},
     clock::Clock,
-    event::{Cause, KTime, Probe, StackEnd},
+    event::{Cause, KTime, Probe, PythonEnd, StackEnd},
     export::Format,
     profile::{Dictionary, FrameKind, Profile, Signal, Workload, WorkloadKind},
     select::{Selector, WorkloadFilter},
@@ -75,6 +75,7 @@ same!(to_frame_kind, from_frame_kind: FrameKind <=> FrameKind {
     User => User,
     Kernel => Kernel,
     Annotation => Annotation,
+    Python => Python,
 });
 same!(to_workload_kind, from_workload_kind: WorkloadKind <=> WorkloadKind {
     Unattributed => Unattributed,
@@ -297,6 +298,7 @@ fn to_account(probe: Probe, a: &ProbeAccount) -> v1::ProbeAccount {
         in_flight: i64::try_from(in_flight).unwrap_or(i64::MIN),
         weight: a.weight,
         stack_ends: reasons(StackEnd::ALL.iter().map(|e| e.name()).zip(a.stack_ends)),
+        python_ends: reasons(PythonEnd::ALL.iter().map(|e| e.name()).zip(a.python_ends)),
     }
 }
 

@@ -65,13 +65,13 @@ pub(crate) struct Section {
     /// Its name, lossy.
     pub(crate) name: String,
     /// `SHT_*`.
-    pub(super) kind: u32,
+    pub(crate) kind: u32,
     /// Address in memory.
     pub(crate) address: u64,
     /// Bytes it holds, compressed or not.
     pub(crate) size: u64,
     /// Index of the section it refers to.
-    pub(super) link: usize,
+    pub(crate) link: usize,
     flags: u64,
     /// Offset in the file.
     pub(crate) offset: u64,
@@ -85,7 +85,7 @@ impl Section {
 }
 
 /// Little-endian fields of a header, all zero behind its end.
-pub(super) struct Fields<'a>(pub(super) &'a [u8]);
+pub(crate) struct Fields<'a>(pub(crate) &'a [u8]);
 
 impl Fields<'_> {
     fn bytes<const N: usize>(&self, at: usize) -> [u8; N] {
@@ -93,22 +93,22 @@ impl Fields<'_> {
     }
 
     /// The byte at an offset.
-    pub(super) fn u8(&self, at: usize) -> u8 {
+    pub(crate) fn u8(&self, at: usize) -> u8 {
         u8::from_le_bytes(self.bytes(at))
     }
 
     /// The 16 bits at an offset.
-    pub(super) fn u16(&self, at: usize) -> u16 {
+    pub(crate) fn u16(&self, at: usize) -> u16 {
         u16::from_le_bytes(self.bytes(at))
     }
 
     /// The 32 bits at an offset.
-    pub(super) fn u32(&self, at: usize) -> u32 {
+    pub(crate) fn u32(&self, at: usize) -> u32 {
         u32::from_le_bytes(self.bytes(at))
     }
 
     /// The 64 bits at an offset.
-    pub(super) fn u64(&self, at: usize) -> u64 {
+    pub(crate) fn u64(&self, at: usize) -> u64 {
         u64::from_le_bytes(self.bytes(at))
     }
 }
@@ -189,7 +189,7 @@ impl Elf {
 
     /// The address that the linker gave to an offset in the file. Segments share pages of the file,
     /// and code is what is asked for, so that executable ones come first.
-    pub(super) fn address(&self, offset: u64) -> Option<u64> {
+    pub(crate) fn address(&self, offset: u64) -> Option<u64> {
         let holds = |s: &&Segment| offset.checked_sub(s.offset).is_some_and(|o| o < s.len);
         let segment = (self.segments.iter().find(|s| s.executable && holds(s)))
             .or_else(|| self.segments.iter().find(holds))?;
@@ -269,7 +269,7 @@ impl Elf {
     }
 
     /// The place of a section's bytes in the file, if it has any and they are not compressed.
-    pub(super) fn plain(&self, section: &Section) -> Option<(u64, u64)> {
+    pub(crate) fn plain(&self, section: &Section) -> Option<(u64, u64)> {
         let compressed = section.flags & elf::SHF_COMPRESSED.0 != 0;
         let inside = section.offset.checked_add(section.size).is_some_and(|end| end <= self.len);
         (section.kind != elf::SHT_NOBITS.0 && !compressed && inside)

@@ -20,7 +20,7 @@ mod names;
 mod perf;
 mod process;
 mod results;
-mod sight;
+pub(crate) mod sight;
 mod sys;
 mod table;
 #[cfg(test)]
@@ -34,6 +34,7 @@ use std::{
 use hashbrown::HashMap;
 
 pub use self::process::own_vdso;
+pub(crate) use self::sight::memory;
 pub use self::{
     answer::{Module, Region, Symbol, Unknown},
     files::FileKey,

@@ -4,6 +4,7 @@
 //! Not for making sense of it, which is slow where files are large and can wait.
 
 use std::{
+    borrow::Cow,
     ffi::OsStr,
     fs::{File, Metadata},
     io::{self, Read},
@@ -18,9 +19,9 @@ use std::{
 
 use hashbrown::HashMap;
 
+pub(crate) use super::files::FileKey;
 use super::{
     COST, Limits, Unknown,
-    files::FileKey,
     maps::{self, Line},
     names, sys,
 };
@@ -127,6 +128,18 @@ impl Sighting {
     #[must_use]
     pub fn bytes(&self) -> usize {
         self.maps.len()
+    }
+
+    /// The executable mappings of files that were opened: first address, offset in the file, path, and
+    /// the file.
+    pub(crate) fn code_files(
+        &self,
+    ) -> impl Iterator<Item = (u64, u64, Cow<'_, [u8]>, FileKey, &Arc<File>)> {
+        let lines = maps::parse(&self.maps).filter(|line| line.executable && line.ino != 0);
+        lines.filter_map(|line| {
+            let (key, file) = self.files.get(&(line.dev, line.ino))?.as_ref().ok()?;
+            Some((line.start, line.offset, line.name, *key, file))
+        })
     }
 
     /// When it was read.
@@ -276,6 +289,12 @@ impl ProcDir {
             Ok(found)
         })
     }
+}
+
+/// The memory of a process, if it is the one that `key` means.
+pub(crate) fn memory(key: ProcessKey) -> io::Result<File> {
+    let dir = ProcDir::open(key).map_err(|_| io::ErrorKind::NotFound)?;
+    File::open(dir.path("/mem"))
 }
 
 /// Field 22 of `/proc/PID/stat`; the name in field 2 may hold anything, parentheses too.

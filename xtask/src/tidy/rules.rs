@@ -49,9 +49,10 @@ const RULES: &[Rule] = &[
             "agent/src/decode",
             "agent/src/event",
             "agent/src/account",
+            // What it finds is what the walk in the kernel is given.
+            "agent/src/python",
             // It writes the tables that the walk reads, as they are.
             "agent/src/unwind",
-            // It says where processes have mapped what they describe.
             "agent/src/unwinder",
         ],
         remedy: "use the types of `event`, which `decode` makes of the records",
