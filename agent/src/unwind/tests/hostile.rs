@@ -53,7 +53,7 @@ pub(super) fn fde(at: usize, start: u64, len: u64, instructions: &[u8]) -> Vec<u
 }
 
 /// One CIE, and functions of start, length and instructions.
-fn frames<'a>(functions: impl IntoIterator<Item = (u64, u64, &'a [u8])>) -> Vec<u8> {
+pub(super) fn frames<'a>(functions: impl IntoIterator<Item = (u64, u64, &'a [u8])>) -> Vec<u8> {
     let mut bytes = cie(&[]);
     for (start, len, instructions) in functions {
         bytes.extend(fde(bytes.len(), start, len, instructions));
@@ -101,30 +101,6 @@ fn functions_are_put_in_order_and_kept_apart() {
         ["400000 none", "400100 sp+8", "400104 sp+16", "400120 sp+8", "400130 none", "400300 sp+8"];
     assert_eq!(rows, expected);
     assert_eq!(stats, Stats { functions: 3, idle: 6, ..Stats::default() });
-}
-
-/// Where no entry says it, the code is known by its bytes; where one does, that counts.
-#[test]
-fn what_signal_handlers_return_to_has_a_rule() {
-    let table = |functions: &[(u64, u64, &[u8])]| {
-        let bytes = with_code_and_frames(&frames(functions.iter().copied()));
-        let mut rules = Rules::default();
-        let table = of_bytes(&bytes, &mut rules, &Limits::default()).unwrap();
-        let lines = listing(&table, &rules).replace(", ra cfa-8, fp same", "");
-        let lines: Vec<String> = lines.lines().skip(1).map(Into::into).collect();
-        (lines, table.stats.signal_returns)
-    };
-    let signal = "400170 signal sp 160 ra 168 fp 120";
-    let (rows, found) = table(&[(0x40_0100, 8, &[])]);
-    assert_eq!(rows, ["400000 none", "400100 sp+8", "400108 none", signal, "40017a none"]);
-    assert_eq!(found, 1);
-    let (rows, found) = table(&[(0x40_0100, 0x70, &[]), (0x40_017a, 8, &[])]);
-    let expected = ["400000 none", "400100 sp+8", signal, "40017a sp+8", "400182 none"];
-    assert_eq!((rows.as_slice(), found), (&expected.map(String::from)[..], 1));
-    // The byte before it, or one of its own, is another's.
-    for functions in [(0x40_0100, 0x71), (0x40_0175, 8), (0x40_0179, 8)] {
-        assert_eq!(table(&[(functions.0, functions.1, &[])]).1, 0);
-    }
 }
 
 #[test]

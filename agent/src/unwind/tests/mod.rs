@@ -6,6 +6,7 @@ mod fuzz;
 mod hostile;
 mod known;
 mod machine;
+mod unsaid;
 
 use std::{
     io::Write as _,
