@@ -7,7 +7,7 @@ use aya_ebpf::helpers::generated::{bpf_get_stack, bpf_probe_read_user};
 use podflame_wire::{
     MAX_FRAMES, StackEnd, StackShape, Task,
     unwind::{Mapping, Page, Rule},
-    walk::{Start, Target, WINDOW, Walk, get, set},
+    walk::{self, Start, Target, WINDOW, Walk, get, set},
 };
 
 use crate::maps::{FRAMES, MAPPINGS, PROCESSES, RULES, TABLES};
@@ -34,6 +34,11 @@ pub(crate) unsafe fn kernel(
 struct Running;
 
 impl Target for Running {
+    #[cfg(bpf_target_arch = "x86_64")]
+    type Machine = walk::X86_64;
+    #[cfg(bpf_target_arch = "aarch64")]
+    type Machine = walk::AArch64;
+
     #[inline(always)]
     fn read(&self, address: u64, window: &mut [u64; WINDOW]) -> bool {
         // SAFETY: writes as much as the window has; any address may be asked for.
@@ -92,7 +97,7 @@ pub(crate) fn user<const N: usize>(
         (start.first, start.mappings) = (process.first, process.mappings);
     }
     let at = get(&shape.kernel_frames) as usize;
-    let (count, end) = walk.run(|walk| step_out(walk), start, out, at);
+    let (count, end) = walk.run::<Running, N>(|walk| step_out(walk), start, out, at);
     // To memory at once: what follows reads it from there, and is then the same for all ends.
     set(&mut shape.user_frames, count as u16);
     set(&mut shape.user_end, end as u8);

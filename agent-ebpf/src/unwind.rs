@@ -71,7 +71,7 @@ numbered! {
         Plt = 6, "plt";
         /// The frame of a signal handler's return: `cfa_offset`, `ra_offset` and `fp_offset` are where
         /// the interrupted stack pointer, instruction pointer and frame pointer lie, from the stack
-        /// pointer on.
+        /// pointer on; and `cfa_add` the link register, if that is not 0.
         Signal = 7, "signal";
         /// The outermost frame: it has no return address.
         End = 8, "end";

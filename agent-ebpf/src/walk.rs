@@ -22,10 +22,6 @@ pub const WINDOW: usize = 128;
 /// Bytes of the window.
 const WINDOW_BYTES: u64 = (WINDOW * 8) as u64;
 
-/// First address that is not of user space (x86-64, 47 bits; `TASK_SIZE_MAX`; aarch64 with 48 bits has
-/// more, but hands out none above without being asked).
-const USER_END: u64 = 0x7fff_ffff_f000;
-
 /// Below this nothing is ever mapped (`vm.mmap_min_addr` is 64 KiB, a page at the least).
 const USER_START: u64 = 0x1000;
 
@@ -48,8 +44,46 @@ const BY_POINTER: Rule = Rule {
     fp_offset: -16,
 };
 
+/// What differs between processors.
+pub trait Machine {
+    /// First address that is not of user space.
+    const USER_END: u64;
+    /// The bits of a return address that are its address. Others may be a signature (pointer
+    /// authentication).
+    const ADDRESS: u64;
+    /// Whether a frame pointer points to the outer end of its frame, so that it tells the caller's stack
+    /// pointer.
+    const POINTER_ENDS_FRAME: bool;
+}
+
+/// 47 bits of addresses (`TASK_SIZE_MAX`). With five levels of page tables there are more, but the kernel
+/// hands out none of those without being asked.
+#[derive(Debug)]
+pub struct X86_64;
+
+impl Machine for X86_64 {
+    const USER_END: u64 = 0x7fff_ffff_f000;
+    const ADDRESS: u64 = u64::MAX;
+    const POINTER_ENDS_FRAME: bool = true;
+}
+
+/// 48 bits of addresses, or fewer. There are more with 52 bits, which nobody gets without asking
+/// (`DEFAULT_MAP_WINDOW`). A signature is in the bits above (Arm ARM, D8.10).
+#[derive(Debug)]
+pub struct AArch64;
+
+impl Machine for AArch64 {
+    const USER_END: u64 = 1 << 48;
+    const ADDRESS: u64 = (1 << 48) - 1;
+    // The frame record is wherever the function wants it (AAPCS64, section 6.4.6); gcc puts it at the
+    // inner end.
+    const POINTER_ENDS_FRAME: bool = false;
+}
+
 /// What a walk reads: the process's memory, and the tables.
 pub trait Target {
+    /// The processor that the process runs on.
+    type Machine: Machine;
     /// Reads [`WINDOW`] words from an aligned address. `false` if any of them cannot be read.
     fn read(&self, address: u64, window: &mut [u64; WINDOW]) -> bool;
     /// A mapping by its place among those of all processes.
@@ -61,7 +95,7 @@ pub trait Target {
 }
 
 /// Where a walk starts.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Start {
     /// Instruction pointer.
     pub ip: u64,
@@ -88,8 +122,12 @@ pub struct Walk {
     /// What is subtracted from `ip` to be within the instruction: 1 for a return address, which is
     /// behind the call and may be behind the function.
     back: u64,
-    /// 1 while the frame is the innermost.
+    /// 1 while the frame is the innermost, whose registers are known.
     innermost: u64,
+    /// 1 if the frame was found by frame pointer.
+    chained: u64,
+    /// 1 while `link` is the frame's own: in the innermost, and in one that a signal interrupted.
+    linked: u64,
     /// The process's mappings.
     first: u32,
     mappings: u32,
@@ -117,6 +155,8 @@ impl Walk {
             link: 0,
             back: 0,
             innermost: 0,
+            chained: 0,
+            linked: 0,
             first: 0,
             mappings: 0,
             start: 0,
@@ -137,14 +177,14 @@ impl Walk {
     /// `step` is [`Walk::step`]: a BPF program makes it a function of its own, which the verifier looks
     /// at once, and not once for each frame.
     #[inline(always)]
-    pub fn run<const N: usize>(
+    pub fn run<T: Target, const N: usize>(
         &mut self,
         step: impl Fn(&mut Self) -> u64,
         begin: Start,
         out: &mut [u64; N],
         at: usize,
     ) -> (usize, StackEnd) {
-        if !is_code(begin.ip) {
+        if !is_code::<T>(begin.ip) {
             return (0, StackEnd::None);
         }
         set(&mut self.ip, begin.ip);
@@ -153,6 +193,8 @@ impl Walk {
         set(&mut self.link, begin.link);
         set(&mut self.back, 0);
         set(&mut self.innermost, 1);
+        set(&mut self.chained, 0);
+        set(&mut self.linked, 1);
         set(&mut self.first, begin.first);
         set(&mut self.mappings, begin.mappings);
         set(&mut self.start, 1);
@@ -160,7 +202,8 @@ impl Walk {
         set(&mut self.base, 1);
         out[at & (N - 1)] = begin.ip;
         let mut count = 1;
-        while count < MAX_FRAMES {
+        // Once more than there are frames: the last is one only if code is there, and may be the outermost.
+        while count <= MAX_FRAMES {
             let frame = step(self);
             if frame < USER_START {
                 let end = StackEnd::from_number(frame as u8).unwrap_or(StackEnd::None);
@@ -168,10 +211,19 @@ impl Walk {
                 let invented = usize::from(end == StackEnd::NoMapping && count > 1);
                 return (count - invented, end);
             }
+            if count == MAX_FRAMES {
+                break;
+            }
             out[(at + count) & (N - 1)] = frame;
             count += 1;
         }
         (count, StackEnd::Truncated)
+    }
+
+    /// The stack pointer of the frame that the walk has come to.
+    #[must_use]
+    pub fn stack_pointer(&self) -> u64 {
+        self.sp
     }
 
     /// Goes one frame outwards and returns its address, marked if it was found by frame pointer; or, if
@@ -198,10 +250,16 @@ impl Walk {
         if kind == MappingKind::Table as u32 {
             index = self.find_row(target, at);
         }
-        let Some(rule) = (if index == NO_RULE { Some(&BY_POINTER) } else { target.rule(index) })
+        let Some(mut rule) =
+            (if index == NO_RULE { Some(&BY_POINTER) } else { target.rule(index) })
         else {
             return Err(StackEnd::NoTable);
         };
+        // With a stack pointer that is not known, only the frame pointer leads on.
+        if !T::Machine::POINTER_ENDS_FRAME && get(&self.chained) != 0 && rule.is_by_stack_pointer()
+        {
+            (rule, index) = (&BY_POINTER, NO_RULE);
+        }
         let uncertain = u64::from(kind != MappingKind::FramePointers as u32);
         self.apply(target, rule, index == NO_RULE, uncertain)
     }
@@ -264,11 +322,13 @@ impl Walk {
     ) -> Result<u64, StackEnd> {
         let (sp, fp) = (get(&self.sp), get(&self.fp));
         let cfa = rule.cfa;
-        if cfa == Cfa::End as u8 || (by_pointer && fp == 0) {
+        // A chain of frame pointers ends with 0. Where none led here, 0 is but what the register holds.
+        let chain = get(&self.chained) | (uncertain ^ 1);
+        if cfa == Cfa::End as u8 || (by_pointer && fp == 0 && chain != 0) {
             return Err(StackEnd::Complete);
         }
         let downwards = fp < sp && uncertain != 0;
-        if by_pointer && (downwards || !fp.is_multiple_of(8) || fp >= USER_END) {
+        if by_pointer && (downwards || !fp.is_multiple_of(8) || fp >= T::Machine::USER_END) {
             return Err(self.no_way_on());
         }
         let mut from = sp;
@@ -289,10 +349,11 @@ impl Walk {
         let mut caller_sp = from.wrapping_add_signed(offset);
         let signal = cfa == Cfa::Signal as u8;
         if cfa == Cfa::AtSp as u8 || cfa == Cfa::AtFp as u8 || signal {
-            caller_sp = self.word(target, caller_sp)?.wrapping_add_signed(rule.cfa_add.into());
+            let add = i64::from(rule.cfa_add) * i64::from(!signal);
+            caller_sp = self.word(target, caller_sp)?.wrapping_add_signed(add);
         }
         // The stack grows downwards; only a signal can have been handled on another one.
-        let least = sp + 1 - get(&self.innermost);
+        let least = sp + 1 - get(&self.linked);
         if caller_sp < least && !signal && (uncertain != 0 || !by_pointer) {
             return Err(StackEnd::Unreadable);
         }
@@ -300,9 +361,10 @@ impl Walk {
         let mut ip = get(&self.link);
         if rule.ra == Saved::AtCfa as u8 {
             ip = self.word(target, saved_from.wrapping_add_signed(rule.ra_offset.into()))?;
-        } else if get(&self.innermost) == 0 {
+        } else if get(&self.linked) == 0 {
             return Err(StackEnd::UnsupportedRule);
         }
+        ip &= T::Machine::ADDRESS;
         let mut caller_fp = fp;
         if rule.fp == Saved::AtCfa as u8 || rule.fp == Saved::AtFp as u8 {
             let from = if rule.fp == Saved::AtFp as u8 { fp } else { saved_from };
@@ -311,11 +373,22 @@ impl Walk {
             caller_fp = 0;
         }
         if ip == 0 {
-            return Err(StackEnd::Complete);
+            return Err(if by_pointer && chain == 0 {
+                self.no_way_on()
+            } else {
+                StackEnd::Complete
+            });
         }
-        if !is_code(ip) {
+        if !is_code::<T>(ip) {
             return Err(if by_pointer { self.no_way_on() } else { StackEnd::NoMapping });
         }
+        let linked = signal && rule.cfa_add != 0;
+        if linked {
+            let link = self.word(target, sp.wrapping_add_signed(rule.cfa_add.into()))?;
+            set(&mut self.link, link);
+        }
+        set(&mut self.linked, u64::from(linked));
+        set(&mut self.chained, u64::from(by_pointer));
         set(&mut self.ip, ip);
         set(&mut self.sp, caller_sp);
         set(&mut self.fp, caller_fp);
@@ -334,7 +407,7 @@ impl Walk {
     /// A word of the stack.
     #[inline(always)]
     fn word<T: Target>(&mut self, target: &T, address: u64) -> Result<u64, StackEnd> {
-        if !address.is_multiple_of(8) || address >= USER_END {
+        if !address.is_multiple_of(8) || address >= T::Machine::USER_END {
             return Err(StackEnd::Unreadable);
         }
         let base = address & !(WINDOW_BYTES - 1);
@@ -352,6 +425,14 @@ impl Walk {
 impl Default for Walk {
     fn default() -> Self {
         Self::new()
+    }
+}
+
+impl Rule {
+    /// Whether the stack pointer must be known.
+    #[inline(always)]
+    fn is_by_stack_pointer(&self) -> bool {
+        [Cfa::Sp as u8, Cfa::AtSp as u8, Cfa::Plt as u8, Cfa::Signal as u8].contains(&self.cfa)
     }
 }
 
@@ -389,6 +470,6 @@ pub fn set<T: Copy>(field: &mut T, value: T) {
 
 /// Whether code of user space can be at this address.
 #[inline(always)]
-fn is_code(address: u64) -> bool {
-    (USER_START..USER_END).contains(&address)
+fn is_code<T: Target>(address: u64) -> bool {
+    (USER_START..T::Machine::USER_END).contains(&address)
 }

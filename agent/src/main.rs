@@ -107,3 +107,16 @@ fn init_log(rules: &str, format: LogFormat) -> Result<(), tracing_subscriber::fi
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::Cli;
+
+    /// clap checks this only in debug builds, and there when it runs.
+    #[test]
+    fn the_command_line_does_not_contradict_itself() {
+        Cli::command().debug_assert();
+    }
+}

@@ -25,8 +25,12 @@ const REMEDY: &str = "run `cargo xtask build-ebpf` and commit agent-ebpf/podflam
 
 /// Flags that do not depend on the machine. BTF is made of the debug information. Typed access to
 /// the registers in `pt_regs` needs the architecture; the only one built for so far is x86-64.
-const RUSTFLAGS: [&str; 3] =
-    ["--cfg=bpf_target_arch=\"x86_64\"", "-Cdebuginfo=2", "-Clink-arg=--btf"];
+const RUSTFLAGS: [&str; 4] = [
+    "--cfg=bpf_target_arch=\"x86_64\"",
+    "--check-cfg=cfg(bpf_target_arch, values(any()))",
+    "-Cdebuginfo=2",
+    "-Clink-arg=--btf",
+];
 
 /// Builds the object and puts it, with its digest, into the source tree.
 ///

@@ -5,6 +5,7 @@
 
 mod build_ebpf;
 mod lint;
+mod record_stacks;
 mod setup;
 mod shell;
 mod test;
@@ -34,6 +35,8 @@ enum Chore {
     Ci,
     /// Check what needs no running: format, lints, conventions, licences, the BPF object.
     Lint,
+    /// Record stacks of real programs under gdb for the tests of the stack walk; by hand, x86-64 only.
+    RecordStacks,
     /// Run every test: units, then, as root, those on the running kernel.
     Test {
         /// Run only tests with this in their name.
@@ -50,6 +53,7 @@ fn main() -> ExitCode {
         Chore::BuildEbpf { check: false } => build_ebpf::build_and_commit(),
         Chore::Ci => shell::run(&mut Command::new(shell::root().join(".ci/run"))),
         Chore::Lint => lint::lint(),
+        Chore::RecordStacks => record_stacks::record(),
         Chore::Test { filter } => return test::test(filter.as_deref()),
         Chore::Tidy => tidy::tidy(),
     };

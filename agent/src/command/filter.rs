@@ -12,6 +12,8 @@ use crate::{
 
 /// What to keep; the rest is filtered in the kernel.
 #[derive(Clone, Debug, Default, clap::Args)]
+// Every group of arguments has a name of its own.
+#[group(id = "filter")]
 pub struct Args {
     /// Only this process, by its PID on this node; a retransmit is its own once its sender is known
     #[arg(long, value_name = "PID", conflicts_with = "cgroup", value_parser = clap::value_parser!(u32).range(1..))]

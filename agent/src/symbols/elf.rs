@@ -73,7 +73,8 @@ pub(crate) struct Section {
     /// Index of the section it refers to.
     pub(crate) link: usize,
     flags: u64,
-    offset: u64,
+    /// Offset in the file.
+    pub(crate) offset: u64,
 }
 
 impl Section {

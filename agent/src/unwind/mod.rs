@@ -22,6 +22,7 @@ mod run;
 #[cfg(test)]
 mod tests;
 mod translate;
+mod unsaid;
 
 use std::{fs::File, sync::Arc};
 
@@ -102,6 +103,10 @@ pub struct Stats {
     pub unsupported: u64,
     /// Rows that had to be called unsupported because there are too many rules.
     pub rules_full: u64,
+    /// Places to which signal handlers return and of which the file says nothing.
+    pub signal_returns: u64,
+    /// Parts of procedure linkage tables of which the file says nothing.
+    pub stubs: u64,
 }
 
 /// Declares the reasons with their names.
@@ -174,6 +179,7 @@ pub fn build(
         .collect();
     let mut effort = Effort::new(limits.instruction_bytes, pause);
     let table = frames.table(machine, loads, rules, limits, &mut effort)?;
+    let table = unsaid::add(&elf, machine, table, rules, limits)?;
     if elf.unchanged() { Ok(table) } else { Err(NoTable::Changed) }
 }
 
@@ -182,6 +188,12 @@ impl FileTable {
     #[must_use]
     pub fn address(&self, offset: u64) -> Option<u64> {
         self.loads.iter().find_map(|load| load.address_of(offset))
+    }
+
+    /// Where the code of such an address is in the file.
+    fn offset(&self, address: u64) -> Option<u64> {
+        let load = self.loads.iter().find(|load| load.holds(address))?;
+        load.offset.checked_add(address - load.address)
     }
 
     /// The index of the rule at an address, as the walk finds it.

@@ -8,6 +8,8 @@
 //!
 //! Not for reading processes, nor for walking.
 
+#[cfg(test)]
+mod cases;
 mod ranges;
 mod space;
 

@@ -9,8 +9,19 @@ use super::{super::pages::Writer, *};
 /// First address of the code in `x86_64.elf`, and its bytes.
 const CODE: (u64, u64) = (0x40_0000, 0x40c);
 
-/// `x86_64.elf` with another `.eh_frame`.
+/// `x86_64.elf` with another `.eh_frame`, and without the code that handlers return to.
 fn with_frames(frames: &[u8]) -> Vec<u8> {
+    let mut bytes = with_code_and_frames(frames);
+    let code = bytes.windows(RETURN.len()).position(|window| window == RETURN).unwrap();
+    bytes[code..code + RETURN.len()].fill(0x90);
+    bytes
+}
+
+/// `mov $15, %rax; syscall`: `rt_sigreturn`.
+const RETURN: &[u8] = b"\x48\xc7\xc0\x0f\0\0\0\x0f\x05";
+
+/// `x86_64.elf` with another `.eh_frame`.
+pub(super) fn with_code_and_frames(frames: &[u8]) -> Vec<u8> {
     let mut bytes = fs::read(fixture("x86_64.elf")).unwrap();
     let field = |at: usize| u64::from_le_bytes(*bytes[at..].first_chunk().unwrap()) as usize;
     // The third section header: its offset, its address and its size.
@@ -31,18 +42,18 @@ fn entry(id: u32, body: &[&[u8]]) -> Vec<u8> {
 
 /// A CIE whose functions have 8-byte addresses: version 1, no augmentation, factors 1 and -8, return
 /// address in column 16, CFA rsp+8, return address at CFA-8; and more instructions.
-fn cie(more: &[u8]) -> Vec<u8> {
+pub(super) fn cie(more: &[u8]) -> Vec<u8> {
     entry(0, &[&[1, 0, 1, 0x78, 16, 0x0c, 7, 8, 0x90, 1], more])
 }
 
 /// An FDE at some offset of the section, of the CIE at its start.
-fn fde(at: usize, start: u64, len: u64, instructions: &[u8]) -> Vec<u8> {
+pub(super) fn fde(at: usize, start: u64, len: u64, instructions: &[u8]) -> Vec<u8> {
     let id = u32::try_from(at + 4).unwrap();
     entry(id, &[&start.to_le_bytes(), &len.to_le_bytes(), instructions])
 }
 
 /// One CIE, and functions of start, length and instructions.
-fn frames<'a>(functions: impl IntoIterator<Item = (u64, u64, &'a [u8])>) -> Vec<u8> {
+pub(super) fn frames<'a>(functions: impl IntoIterator<Item = (u64, u64, &'a [u8])>) -> Vec<u8> {
     let mut bytes = cie(&[]);
     for (start, len, instructions) in functions {
         bytes.extend(fde(bytes.len(), start, len, instructions));

@@ -2,9 +2,11 @@
 
 #![expect(clippy::unwrap_used, clippy::panic, reason = "tests fail by panicking")]
 
+mod fuzz;
 mod hostile;
 mod known;
 mod machine;
+mod unsaid;
 
 use std::{
     io::Write as _,
