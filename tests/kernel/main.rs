@@ -42,7 +42,7 @@ fn main() -> ExitCode {
         tests.iter().map(move |(name, test)| {
             let missing = if *subject == "kubernetes" { Node::missing() } else { None };
             Trial::ignorable_test(format!("{subject}::{name}"), move || match missing {
-                Some(reason) => Ok(Completion::ignored_with(reason)),
+                Some(reason) => lacking(reason),
                 None => run(*test),
             })
         })
@@ -55,13 +55,18 @@ fn main() -> ExitCode {
 
 fn run(test: impl FnOnce() -> anyhow::Result<()>) -> Result<Completion, Failed> {
     if let Some(reason) = missing_privilege() {
-        return match env::var("CI").is_ok_and(|ci| ci == "true") {
-            true => Err(reason.into()),
-            false => Ok(Completion::ignored_with(reason)),
-        };
+        return lacking(reason);
     }
     test().map_err(|error| format!("{error:#}"))?;
     Ok(Completion::Completed)
+}
+
+/// The result of a test that cannot run here.
+fn lacking(reason: &'static str) -> Result<Completion, Failed> {
+    match env::var("CI").is_ok_and(|ci| ci == "true") {
+        true => Err(reason.into()),
+        false => Ok(Completion::ignored_with(reason)),
+    }
 }
 
 /// What keeps this process from observing the kernel.
