@@ -8,7 +8,7 @@
 #   node.sh start DIR NAME     start it again, as it was
 #   node.sh down DIR           stop all of it and remove what it made
 #
-# The programs of Kubernetes come from the directory or .tar.xz that PODFLAME_KUBERNETES names; all
+# The programs of Kubernetes come from the directory or .tar.xz that PODFLAME_TEST_KUBERNETES names; all
 # else is Debian's (`cargo xtask test` installs it). Pods have one image, localhost/pause:1, which
 # holds a program that waits; what they run is mounted from this machine.
 set -eu
@@ -118,7 +118,7 @@ C
 }
 
 up() {
-  local bin=${PODFLAME_KUBERNETES:?the directory or archive that has the programs of Kubernetes}
+  local bin=${PODFLAME_TEST_KUBERNETES:?the directory or archive that has the programs of Kubernetes}
   if [ -f "$bin" ]; then
     [ -x "$dir/bin/kubelet" ] || { mkdir -p "$dir/bin"; tar -C "$dir/bin" -xJf "$bin"; }
     bin=$dir/bin

@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 
 /// Names the directory or archive of the programs of Kubernetes.
-const PROGRAMS: &str = "PODFLAME_KUBERNETES";
+const PROGRAMS: &str = "PODFLAME_TEST_KUBERNETES";
 
 /// A cluster of one node. Dropping it stops it and removes what it made.
 #[derive(Debug)]
@@ -28,7 +28,7 @@ impl Node {
         match env::var_os(PROGRAMS).map(PathBuf::from) {
             Some(programs) if programs.exists() => None,
             _ => Some(
-                "needs the programs of Kubernetes: name their directory or archive in PODFLAME_KUBERNETES",
+                "needs the programs of Kubernetes: name their directory or archive in PODFLAME_TEST_KUBERNETES",
             ),
         }
     }

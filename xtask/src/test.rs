@@ -71,7 +71,7 @@ fn prepare_kernel_tests(tests: &mut Command) -> Result<()> {
         ],
     )?;
     let tools = setup::python_tools()?;
-    if env::var_os("PODFLAME_KUBERNETES").is_some() {
+    if env::var_os("PODFLAME_TEST_KUBERNETES").is_some() {
         setup::kubernetes_node()?;
     }
 
