@@ -16,8 +16,9 @@ use std::{
     sync::Arc,
 };
 
+use hmac::{Hmac, KeyInit as _, Mac as _};
 use regex::{Captures, Regex};
-use sha2::{Digest as _, Sha256};
+use sha2::Sha256;
 
 use crate::profile::Workload;
 
@@ -29,9 +30,6 @@ const KEY_BYTES: usize = 32;
 
 /// Bytes read of a key at most.
 const MAX_KEY_BYTES: u64 = 4096;
-
-/// The block of SHA-256, in bytes.
-const BLOCK: usize = 64;
 
 /// What stands for what was taken out.
 const REMOVED: &str = "[redacted]";
@@ -165,27 +163,11 @@ impl Redactor {
     }
 
     fn hash(&self, text: &str) -> String {
-        let mac = hmac(&self.key, text.as_bytes());
+        // A key of any length will do.
+        let Ok(mac) = Hmac::<Sha256>::new_from_slice(&self.key) else { return REMOVED.to_owned() };
+        let mac = mac.chain_update(text).finalize().into_bytes();
         mac.iter().take(SHOWN).fold(String::from("~"), |hex, byte| format!("{hex}{byte:02x}"))
     }
-}
-
-/// HMAC-SHA256 (RFC 2104, section 2).
-fn hmac(key: &[u8], text: &[u8]) -> [u8; 32] {
-    let mut block = [0_u8; BLOCK];
-    let hashed;
-    let key = if key.len() > BLOCK {
-        hashed = Sha256::digest(key);
-        hashed.as_slice()
-    } else {
-        key
-    };
-    for (to, from) in block.iter_mut().zip(key) {
-        *to = *from;
-    }
-    let pad = |with: u8| block.map(|byte| byte ^ with);
-    let inner = Sha256::new().chain_update(pad(0x36)).chain_update(text).finalize();
-    Sha256::new().chain_update(pad(0x5c)).chain_update(inner).finalize().into()
 }
 
 fn read_key(path: &Path) -> Result<Vec<u8>, Error> {
@@ -221,17 +203,8 @@ mod tests {
     }
 
     #[test]
-    fn hmac_is_that_of_rfc_4231() {
-        let hex = |mac: [u8; 32]| mac.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
-        assert_eq!(
-            hex(hmac(&[0x0b; 20], b"Hi There")),
-            "b0344c61d8db38535ca8afceaf0bf12b881dc200c9833da726e9376c2e32cff7"
-        );
-        let long = b"Test Using Larger Than Block-Size Key - Hash Key First";
-        assert_eq!(
-            hex(hmac(&[0xaa; 131], long)),
-            "60e431591ee0b67f0d8a26aacbf5b77f8e0bc6213728c5140546040f0ee37f54"
-        );
+    fn a_hash_is_the_start_of_what_rfc_4231_says() {
+        assert_eq!(redactor(&[], &[]).hash("Hi There"), "~b0344c61d8db3853");
     }
 
     #[test]

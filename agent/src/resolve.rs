@@ -2,7 +2,10 @@
 //! the symbols, the attribution and the dictionary; runs on a thread of its own, because all of
 //! them read files.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
 
 use hashbrown::HashMap;
 
@@ -14,7 +17,7 @@ use crate::{
         BY_FRAME_POINTER, CgroupId, Comm, Detail, KTime, Probe, ProcessKey, PythonEnd, StackEnd,
     },
     intern::Interner,
-    pods::Latest,
+    pods::{Latest, LatestPeers, Peers},
     profile::{
         Batch, Frame, FrameId, FrameKind, Function, Mapping, MappingId, Occurrence, Sample, Signal,
         What, WorkloadId,
@@ -51,6 +54,9 @@ pub struct Resolver {
     symbols: Symbols,
     attributor: Attributor,
     namer: Namer,
+    watched_peers: Option<LatestPeers>,
+    /// What is current, taken once for each flush.
+    peers: Arc<Peers>,
     python: Codes,
     interner: Interner,
     stacks: HashMap<(ProcessKey, Arc<RawStack>), Resolved, foldhash::fast::RandomState>,
@@ -84,6 +90,8 @@ impl Resolver {
             symbols,
             attributor,
             namer: Namer::new(None),
+            watched_peers: None,
+            peers: Arc::default(),
             python: Codes::default(),
             interner: Interner::default(),
             stacks: HashMap::default(),
@@ -97,6 +105,12 @@ impl Resolver {
     pub fn with_pods(mut self, pods: Option<Latest>) -> Self {
         self.namer = Namer::new(pods);
         self
+    }
+
+    /// Names addresses outside of this node by what is told there.
+    #[must_use]
+    pub fn with_peers(self, peers: Option<LatestPeers>) -> Self {
+        Self { watched_peers: peers, ..self }
     }
 
     /// Takes out of everything what those rules say.
@@ -146,6 +160,11 @@ impl Resolver {
             let namer = &mut self.namer;
             self.interner.rename(|workload| namer.name(workload));
         }
+        if let Some(watched) = &mut self.watched_peers
+            && watched.has_changed().unwrap_or_default()
+        {
+            self.peers = Arc::clone(&watched.borrow_and_update());
+        }
         if self.stacks.len() > MAX_STACKS {
             self.stacks.clear();
         }
@@ -194,10 +213,10 @@ impl Resolver {
             if base.is_empty() {
                 frames.push(self.annotation(unknown_sender(key.probe, stack.end)));
             }
-            let peer = peer_name(remote, local_port);
-            let text = match self.namer.pods().by_ip(remote.ip()) {
-                Some(pod) => format!("peer {}/{} ({peer})", pod.namespace, pod.name),
-                None => format!("peer {peer}"),
+            let address = peer_name(remote, local_port);
+            let text = match self.peer(remote.ip()) {
+                Some(name) => format!("peer {name} ({address})"),
+                None => format!("peer {address}"),
             };
             frames.push(self.annotation(&text));
         }
@@ -211,6 +230,14 @@ impl Resolver {
             count,
             weight,
         }
+    }
+
+    /// Who has that address. The pods of this node are known best.
+    fn peer(&self, ip: IpAddr) -> Option<String> {
+        let local = self.namer.pods().by_ip(ip);
+        local
+            .map(|pod| format!("{}/{}", pod.namespace, pod.name))
+            .or_else(|| self.peers.by_ip(ip).map(|peer| peer.to_string()))
     }
 
     /// `None` for a kind that is not told one by one.

@@ -106,6 +106,8 @@ pub struct Status {
     pub probes: [ProbeState; Probe::ALL.len()],
     /// Who names pods.
     pub pods: pods::State,
+    /// Who names peers outside of this node, as it changes.
+    pub peers: Option<pods::LatestPeers>,
     /// What is known for unwinding, as it changes.
     pub unwinding: Option<watch::Receiver<Unwinding>>,
 }

@@ -12,6 +12,7 @@
 //! this machine's cgroup2 is not mounted or not to be seen.
 
 pub mod cgroups;
+mod engine;
 mod lru;
 mod name;
 pub mod path;
@@ -24,7 +25,7 @@ use std::{
 
 use hashbrown::HashSet;
 
-use self::{cgroups::Cgroups, lru::Lru, path::CgroupName};
+use self::{cgroups::Cgroups, engine::Engines, lru::Lru, path::CgroupName};
 pub use self::{
     cgroups::{Error, descendants},
     name::Namer,
@@ -69,6 +70,7 @@ pub struct Attributor {
     /// Facts by PID and start time, as a PID alone is reused.
     facts: Lru<ProcessKey, Facts>,
     processes: Lru<Charge, Answer>,
+    engines: Engines,
     workloads: HashSet<Arc<Workload>>,
     unattributed: u64,
 }
@@ -98,6 +100,7 @@ impl Attributor {
             named: Lru::new(CAPACITY),
             facts: Lru::new(CAPACITY),
             processes: Lru::new(CAPACITY),
+            engines: Engines::default(),
             workloads: HashSet::new(),
             unattributed: 0,
         }
@@ -169,6 +172,7 @@ impl Attributor {
         let Some(workload) = path.as_deref().ok().and_then(by_path) else {
             return Place::Bare(path);
         };
+        let workload = self.engines.name(workload);
         let workload = self.intern(workload);
         self.named.insert(cgroup, Arc::clone(&workload));
         Place::Named(workload)
@@ -200,6 +204,7 @@ impl Attributor {
                 confidence: Confidence::Inferred,
                 ..workload
             });
+            let named = named.map(|workload| self.engines.name(workload));
             named.or_else(|| facts.kernel_thread.then(kernel))
         });
         let workload = match (from_facts, path, executable.and_then(base_name)) {

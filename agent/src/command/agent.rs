@@ -108,8 +108,9 @@ async fn serve_until_told(args: &Args, signals: &[Signal]) -> anyhow::Result<()>
         // Names are there from the first sample on, mostly.
         pods::first_list(pods).await;
     }
-    let pipeline = start(args, signals, batches, pods.clone())?;
-    status.send_replace(status_of(args, &pipeline));
+    let peers = args.kubernetes.watch_peers().await?;
+    let pipeline = start(args, signals, batches, pods.clone(), peers.clone())?;
+    status.send_replace(serve::Status { peers, ..status_of(args, &pipeline) });
     if let Some(pods) = pods {
         tokio::spawn(tell_state(pods, status));
     }
@@ -133,6 +134,7 @@ fn start(
     signals: &[Signal],
     batches: mpsc::Sender<std::sync::Arc<crate::profile::Batch>>,
     pods: Option<pods::Latest>,
+    peers: Option<pods::LatestPeers>,
 ) -> anyhow::Result<Pipeline> {
     let follower = args.filter.resolve(pods.clone())?;
     let options = Options {
@@ -149,6 +151,7 @@ fn start(
     };
     let resolver = Resolver::new(Symbols::new(Limits::default()), Attributor::new())
         .with_pods(pods)
+        .with_peers(peers)
         .with_redactor(args.privacy.redactor()?);
     Ok(Pipeline::start(options, resolver, batches)?)
 }

@@ -6,7 +6,7 @@ use anyhow::bail;
 use tracing::warn;
 
 use super::Usage;
-use crate::pods::{self, From, LabelList, Latest, Policy};
+use crate::pods::{self, From, LabelList, Latest, LatestPeers, Policy};
 
 /// Where container runtimes serve unless told otherwise: containerd, CRI-O, k3s.
 const SOCKETS: [&str; 3] = [
@@ -17,6 +17,8 @@ const SOCKETS: [&str; 3] = [
 
 /// How to learn the names of pods.
 #[derive(Clone, Debug, clap::Args)]
+// Every group of arguments has a name of its own.
+#[group(id = "kubernetes-options")]
 pub struct Args {
     /// Who names pods: the API server, the container runtime (cri), whichever is there (auto), or
     /// nobody (off)
@@ -38,6 +40,20 @@ pub struct Args {
     /// Labels of pods to show: keys separated by commas, each of which may end with *
     #[arg(long, value_name = "KEYS", env = "PODFLAME_LABELS", default_value = pods::DEFAULT_LABELS)]
     pub labels: String,
+
+    /// Which peers of retransmits get names: pods of this node, or all pods, Services and nodes of
+    /// the cluster, which takes the permission to list them and a watch of each
+    #[arg(long, value_name = "SCOPE", env = "PODFLAME_PEERS", value_enum, default_value_t = Scope::Node)]
+    pub peers: Scope,
+}
+
+/// Whose addresses get names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Scope {
+    /// Those of the pods of this node.
+    Node,
+    /// Those of the whole cluster.
+    Cluster,
 }
 
 /// Who names pods.
@@ -91,6 +107,18 @@ impl Args {
                 Ok(None)
             }
             Err(e) => Err(e.into()),
+        }
+    }
+
+    /// Starts to watch the whole cluster for its addresses, if that was asked for.
+    ///
+    /// # Errors
+    ///
+    /// If there are no credentials for the API server.
+    pub async fn watch_peers(&self) -> anyhow::Result<Option<LatestPeers>> {
+        match self.peers {
+            Scope::Node => Ok(None),
+            Scope::Cluster => Ok(Some(pods::watch_peers(self.kubeconfig.as_deref()).await?)),
         }
     }
 

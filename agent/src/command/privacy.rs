@@ -7,6 +7,7 @@ use crate::redact::Redactor;
 
 /// What to take out of every name, path and address.
 #[derive(Clone, Debug, Default, clap::Args)]
+#[group(id = "privacy-options")]
 pub struct Args {
     /// Take every match of this regular expression out of names, paths and addresses. May be
     /// repeated

@@ -251,6 +251,7 @@ async fn record(args: &Args) -> anyhow::Result<Recording> {
     };
     let resolver = Resolver::new(Symbols::new(Limits::default()), Attributor::new())
         .with_pods(pods)
+        .with_peers(args.kubernetes.watch_peers().await?)
         .with_redactor(args.privacy.redactor()?);
     let (sender, batches) = mpsc::channel(BATCHES);
     let pipeline = Pipeline::start(options, resolver, sender)?;

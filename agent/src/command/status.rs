@@ -147,6 +147,13 @@ fn json(s: &v1::GetStatusResponse) -> Value {
         },
         "clients": s.clients.iter().map(client).collect::<Value>(),
         "pod_names": pod_names(&s.pod_names.clone().unwrap_or_default()),
+        "peer_names": s.peer_names.as_ref().map(|p| json!({
+            "objects": p.objects,
+            "lists": p.lists,
+            "failures": p.failures,
+            "last_failure": p.last_failure,
+            "refused": p.refused,
+        })),
         "unwinding": s.unwinding.as_ref().map(unwinding),
     })
 }
@@ -239,6 +246,10 @@ fn text(s: &v1::GetStatusResponse) -> Result<String, std::fmt::Error> {
         )?;
     }
     pods(&mut out, &s.pod_names.clone().unwrap_or_default())?;
+    if let Some(p) = &s.peer_names {
+        peers(&mut out, p)?;
+    }
+    out.push('\n');
     writeln!(
         out,
         "{:<12} {:>14} {:>14} {:>14} {:>10} {:>10}  state",
@@ -265,7 +276,19 @@ fn pods(out: &mut String, p: &v1::PodNamesStatus) -> std::fmt::Result {
     if p.refused > 0 {
         write!(out, "; {} pods left out, there were too many", p.refused)?;
     }
-    out.push_str("\n\n");
+    out.push('\n');
+    Ok(())
+}
+
+fn peers(out: &mut String, p: &v1::PeerNamesStatus) -> std::fmt::Result {
+    write!(out, "peers     {} pods, Services and nodes of the cluster", p.objects)?;
+    if p.failures > 0 {
+        write!(out, "; {} failures, the last: {}", p.failures, printable(&p.last_failure))?;
+    }
+    if p.refused > 0 {
+        write!(out, "; {} left out, there were too many", p.refused)?;
+    }
+    out.push('\n');
     Ok(())
 }
 

@@ -14,13 +14,9 @@ use std::{collections::BTreeMap, net::IpAddr, path::Path, sync::Arc, time::Durat
 
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use hashbrown::HashSet;
-use k8s_openapi::{
-    NamespaceResourceScope,
-    api::core::v1::Namespace,
-    apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference, Time},
-};
+use k8s_openapi::api::core::v1::Namespace;
 use kube::{
-    Api, Client, Config, Resource,
+    Api, Client, Config,
     config::{KubeConfigOptions, Kubeconfig},
     core::PartialObjectMeta,
     runtime::{
@@ -28,18 +24,20 @@ use kube::{
         watcher::{self, Event},
     },
 };
-use serde::{Deserialize, Deserializer};
+use serde::Deserialize;
 use tracing::{debug, info, warn};
 
 use super::{
-    Container, Error, Phase, Pod, Policy, Publisher, owner,
-    policy::{OPT_OUT, profiled},
+    Container, Error, Phase, Pod, Policy, Publisher,
+    object::{Kind, MIRROR, Object},
+    owner,
+    policy::profiled,
     text,
 };
 use crate::profile::{ContainerKind, Owner, Source};
 
 /// Pods in one page of a list: some MiB of JSON, which is what a list takes in memory.
-const PAGE: u32 = 100;
+pub(super) const PAGE: u32 = 100;
 
 /// How long connecting may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -53,12 +51,8 @@ const MAX_NAMESPACES: usize = 4096;
 /// Most containers taken of one status. The API server accepts objects of 1.5 MiB.
 const MAX_STATUSES: usize = 64;
 
-/// Most addresses taken of one pod: one of each family is what there can be.
+/// Most addresses taken of one object: a pod or Service has one of each family.
 const MAX_IPS: usize = 4;
-
-/// The annotation by which kubelet marks the API's copy of a static pod; its value is the hash that
-/// is the UID in cgroup paths (`ConfigMirrorAnnotationKey` in `pkg/kubelet/types/pod_update.go`).
-const MIRROR: &str = "kubernetes.io/config.mirror";
 
 /// The label that tells a Deployment's ReplicaSets apart.
 const TEMPLATE_HASH: &str = "pod-template-hash";
@@ -237,7 +231,7 @@ fn take_namespace(
 }
 
 /// An error with its causes, in one line.
-fn describe(error: &watcher::Error) -> String {
+pub(super) fn describe(error: &watcher::Error) -> String {
     let mut reason = error.to_string();
     let mut source = std::error::Error::source(error);
     while let Some(cause) = source {
@@ -251,20 +245,23 @@ fn describe(error: &watcher::Error) -> String {
     reason
 }
 
-/// The parts of a pod that are looked at.
-#[derive(Clone, Debug, Deserialize)]
-pub(super) struct PodObject {
-    #[serde(deserialize_with = "slim")]
-    metadata: ObjectMeta,
-    #[serde(default)]
-    spec: Spec,
-    #[serde(default)]
-    status: Status,
+/// A pod, as far as it is looked at.
+pub(super) type PodObject = Object<Pods>;
+
+/// The kind of [`PodObject`].
+#[derive(Clone, Debug)]
+pub(super) struct Pods;
+
+impl Kind for Pods {
+    const NAME: &str = "Pod";
+    const PLURAL: &str = "pods";
+    type Spec = Spec;
+    type Status = Status;
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
-struct Spec {
+pub(super) struct Spec {
     node_name: Option<String>,
     host_network: Option<bool>,
     init_containers: Option<Vec<InitContainer>>,
@@ -279,7 +276,7 @@ struct InitContainer {
 
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
-struct Status {
+pub(super) struct Status {
     phase: Option<String>,
     qos_class: Option<String>,
     #[serde(rename = "podIP")]
@@ -321,60 +318,6 @@ struct Terminated {
     container_id: Option<String>,
 }
 
-/// Metadata without what is long and of no use here, `managedFields` above all.
-fn slim<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ObjectMeta, D::Error> {
-    #[derive(Default, Deserialize)]
-    #[serde(rename_all = "camelCase", default)]
-    struct Slim {
-        name: Option<String>,
-        namespace: Option<String>,
-        uid: Option<String>,
-        resource_version: Option<String>,
-        creation_timestamp: Option<Time>,
-        labels: Option<BTreeMap<String, String>>,
-        annotations: Option<BTreeMap<String, String>>,
-        owner_references: Option<Vec<OwnerReference>>,
-    }
-    let slim = Slim::deserialize(deserializer)?;
-    let mut annotations = slim.annotations.unwrap_or_default();
-    annotations.retain(|key, _| key == MIRROR || key == OPT_OUT);
-    Ok(ObjectMeta {
-        name: slim.name,
-        namespace: slim.namespace,
-        uid: slim.uid,
-        resource_version: slim.resource_version,
-        creation_timestamp: slim.creation_timestamp,
-        labels: slim.labels,
-        annotations: Some(annotations),
-        owner_references: slim.owner_references,
-        ..ObjectMeta::default()
-    })
-}
-
-impl Resource for PodObject {
-    type DynamicType = ();
-    type Scope = NamespaceResourceScope;
-
-    fn kind((): &()) -> std::borrow::Cow<'_, str> {
-        "Pod".into()
-    }
-    fn group((): &()) -> std::borrow::Cow<'_, str> {
-        "".into()
-    }
-    fn version((): &()) -> std::borrow::Cow<'_, str> {
-        "v1".into()
-    }
-    fn plural((): &()) -> std::borrow::Cow<'_, str> {
-        "pods".into()
-    }
-    fn meta(&self) -> &ObjectMeta {
-        &self.metadata
-    }
-    fn meta_mut(&mut self) -> &mut ObjectMeta {
-        &mut self.metadata
-    }
-}
-
 impl PodObject {
     /// The UID in the paths of its cgroups.
     fn uid(&self) -> Box<str> {
@@ -385,16 +328,15 @@ impl PodObject {
     /// What is kept of it.
     pub(super) fn pod(&self, policy: &Policy) -> Pod {
         let meta = &self.metadata;
-        let (namespace, name) =
-            [&meta.namespace, &meta.name].map(|name| name.as_deref().unwrap_or_default()).into();
+        let [namespace, name] = self.names();
         let none = BTreeMap::new();
         let labels = meta.labels.as_ref().unwrap_or(&none);
         let node = self.spec.node_name.as_deref().unwrap_or_default();
         Pod {
             uid: self.uid(),
-            namespace: text(namespace).into(),
-            name: text(name).into(),
-            owner: self.owner(text(name), node, labels),
+            namespace: namespace.into(),
+            name: name.into(),
+            owner: self.owner(name, node, labels),
             labels: policy.keep(labels),
             qos: text(self.status.qos_class.as_deref().unwrap_or_default()).into(),
             node: text(node).into(),
@@ -423,19 +365,14 @@ impl PodObject {
     }
 
     /// None if it has ended: its address may be another's.
-    fn ips(&self) -> Box<[IpAddr]> {
+    pub(super) fn ips(&self) -> Box<[IpAddr]> {
         let status = &self.status;
         let ended = matches!(status.phase.as_deref(), Some("Succeeded" | "Failed"));
         if ended || self.spec.host_network == Some(true) {
             return Box::default();
         }
         let all = status.pod_ips.iter().flatten().filter_map(|ip| ip.ip.as_ref());
-        let all = status.pod_ip.iter().chain(all).filter_map(|ip| ip.parse::<IpAddr>().ok());
-        let mut ips: Vec<IpAddr> = all.map(|ip| ip.to_canonical()).take(2 * MAX_IPS).collect();
-        ips.sort_unstable();
-        ips.dedup();
-        ips.truncate(MAX_IPS);
-        ips.into()
+        addresses(status.pod_ip.iter().chain(all))
     }
 
     fn containers(&self) -> Box<[Container]> {
@@ -460,6 +397,16 @@ impl PodObject {
         }
         all.into()
     }
+}
+
+/// Those of the texts that are addresses, each once, [`MAX_IPS`] at most.
+pub(super) fn addresses<'a>(texts: impl Iterator<Item = &'a String>) -> Box<[IpAddr]> {
+    let all = texts.filter_map(|ip| ip.parse::<IpAddr>().ok());
+    let mut ips: Vec<IpAddr> = all.map(|ip| ip.to_canonical()).take(2 * MAX_IPS).collect();
+    ips.sort_unstable();
+    ips.dedup();
+    ips.truncate(MAX_IPS);
+    ips.into()
 }
 
 impl ContainerStatus {

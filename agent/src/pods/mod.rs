@@ -6,12 +6,16 @@
 //! keeps the collector from its ring buffer. Nothing here decides what an event is charged to: that
 //! is [`crate::attribute`]'s, which only looks up names by UID.
 //!
+//! Beside it, who has an address anywhere in the cluster ([`Peers`]), where that is asked for.
+//!
 //! What the API server says is as hostile as any input: every text and every list is bounded here,
 //! and escaped where it is shown.
 
 mod api;
 mod cri;
+mod object;
 mod owner;
+mod peers;
 mod policy;
 mod selector;
 mod table;
@@ -22,7 +26,10 @@ use hashbrown::HashSet;
 use tokio::sync::watch;
 use tracing::warn;
 
-pub use self::policy::{DEFAULT_LABELS, LabelList, Policy, SelectError};
+pub use self::{
+    peers::{LatestPeers, PeerState, Peers, watch_peers},
+    policy::{DEFAULT_LABELS, LabelList, Policy, SelectError},
+};
 use crate::profile::{ContainerKind, Owner, Source};
 
 /// Longest text kept of anything that a pod is described with, in bytes: names of Kubernetes have at

@@ -412,6 +412,7 @@ pub fn to_status(
         }),
         clients: state.clients.iter().map(|c| to_client(clock, c)).collect(),
         pod_names: Some(to_pod_names(&status.pods)),
+        peer_names: status.peers.as_ref().map(|peers| to_peer_names(&peers.borrow().state)),
         unwinding: status.unwinding.as_ref().map(|now| to_unwinding(&now.borrow())),
     }
 }
@@ -425,6 +426,16 @@ fn to_pod_names(state: &pods::State) -> v1::PodNamesStatus {
         changes: state.changes,
         failures: state.failures,
         last_failure: state.last_failure.clone(),
+        refused: state.refused,
+    }
+}
+
+fn to_peer_names(state: &pods::PeerState) -> v1::PeerNamesStatus {
+    v1::PeerNamesStatus {
+        objects: state.objects as u64,
+        lists: state.lists,
+        failures: state.failures,
+        last_failure: state.last_failure.to_string(),
         refused: state.refused,
     }
 }
