@@ -321,6 +321,21 @@ pub enum WorkloadKind {
     Kernel,
 }
 
+impl WorkloadKind {
+    /// The word that users see.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Unattributed => "unattributed",
+            Self::Pod => "pod",
+            Self::Container => "container",
+            Self::Unit => "unit",
+            Self::Process => "process",
+            Self::Kernel => "kernel",
+        }
+    }
+}
+
 /// Events alike in everything but time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Sample {

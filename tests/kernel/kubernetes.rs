@@ -8,7 +8,7 @@ use std::{
     path::PathBuf,
     process::Command,
     sync::{Mutex, MutexGuard, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, ensure};
@@ -23,7 +23,9 @@ use crate::{
 pub(crate) const TESTS: &[Test] = &[
     ("cpu_of_a_pod_goes_to_its_deployment", cpu_of_a_pod_goes_to_its_deployment),
     ("owners_are_what_a_person_made", owners_are_what_a_person_made),
-    ("a_pod_that_lives_200_ms_is_named", a_pod_that_lives_200_ms_is_named),
+    ("a_pod_that_lives_50_ms_is_named", a_pod_that_lives_50_ms_is_named),
+    ("a_pod_deleted_while_it_burns_keeps_its_name", a_pod_deleted_while_it_burns_keeps_its_name),
+    ("an_agent_that_restarts_names_all_at_once", an_agent_that_restarts_names_all_at_once),
     ("pods_of_one_name_are_told_apart", pods_of_one_name_are_told_apart),
     ("names_survive_a_restart_of_the_api_server", names_survive_a_restart_of_the_api_server),
     ("names_come_late_but_right", names_come_late_but_right),
@@ -255,12 +257,13 @@ fn owners_are_what_a_person_made() -> Result<()> {
     Ok(())
 }
 
-fn a_pod_that_lives_200_ms_is_named() -> Result<()> {
+fn a_pod_that_lives_50_ms_is_named() -> Result<()> {
     let node = node()?;
     let node = node.as_ref().context("no node")?;
-    let agent = agent(node, &[])?;
+    // Often enough for some samples.
+    let agent = agent(node, &["--frequency", "999"])?;
     let mut watch = agent.watch(&["profiles"])?;
-    let spec = spec("brief", &["split", "--seconds", "0.2"])?;
+    let spec = spec("brief", &["split", "--seconds", "0.05"])?;
     let _brief = Objects::new(node, &[pod("brief", spec)])?;
     let (workload, _) = until_told(&mut watch, &[("pod", "brief"), ("kind", "pod")])?;
     let uid = node.kubectl(&["get", "pod", "brief", "-o", "jsonpath={.metadata.uid}"])?;
@@ -271,6 +274,70 @@ fn a_pod_that_lives_200_ms_is_named() -> Result<()> {
         let folded = String::from_utf8_lossy(&folded.stdout);
         Ok(folded.contains("default/brief/brief").then_some(()))
     })
+}
+
+fn a_pod_deleted_while_it_burns_keeps_its_name() -> Result<()> {
+    let node = node()?;
+    let node = node.as_ref().context("no node")?;
+    let agent = agent(node, &[])?;
+    let mut watch = agent.watch(&["profiles"])?;
+    let burns = Objects::new(node, &[pod("burns", spec("b", &["split"])?)])?;
+    let (_, before) = until_told(&mut watch, &[("pod", "burns"), ("container", "b")])?;
+    let uid = node.kubectl(&["get", "pod", "burns", "-o", "jsonpath={.metadata.uid}"])?;
+    drop(burns);
+    node.kubectl(&["wait", "--for=delete", "pod/burns", "--timeout=60s"])?;
+    // Longer than the agent remembers: what it kept goes by the name still.
+    let gone = Instant::now();
+    wait_for("the pod to be forgotten", LIMIT, || {
+        let status: Value =
+            serde_json::from_slice(&agent.answer(&["status", "--format", "json"])?)?;
+        let known = count(&status, "/pod_names/pods")?;
+        Ok((gone.elapsed() > Duration::from_secs(20) || known == 0).then_some(()))
+    })?;
+    let all = workloads(&watch)?;
+    let of: Vec<_> = all.iter().filter(|(w, _)| w["pod_uid"] == *uid).collect();
+    let whole: u64 = of.iter().map(|(_, weight)| weight).sum();
+    assert!(whole >= before, "{of:?}");
+    for (workload, _) in &of {
+        assert_eq!(
+            (&workload["pod"], &workload["namespace"]),
+            (&json!("burns"), &json!("default"))
+        );
+    }
+    // Nothing that it did after its deletion is charged to nobody.
+    for (workload, weight) in &all {
+        let cgroup = workload["cgroup_path"].as_str().unwrap_or_default();
+        assert!(!cgroup.contains(&uid) || workload["pod"] == "burns", "{weight} ns of {workload}");
+    }
+    let folded =
+        agent.answer(&["flamegraph", "--pod", "burns", "--format", "folded", "-o", "-"])?;
+    let folded = String::from_utf8(folded)?;
+    assert!(folded.contains("default/burns/b") && folded.contains("split::hot_a"), "{folded}");
+    Ok(())
+}
+
+fn an_agent_that_restarts_names_all_at_once() -> Result<()> {
+    let node = node()?;
+    let node = node.as_ref().context("no node")?;
+    let _pod = Objects::new(node, &[pod("steady", spec("s", &["split"])?)])?;
+    let mut first = agent(node, &[])?;
+    let mut watch = first.watch(&["profiles"])?;
+    until_told(&mut watch, &[("pod", "steady"), ("container", "s")])?;
+    first.terminate()?;
+    watch.succeed()?;
+    let second = agent(node, &[])?;
+    let mut watch = second.watch(&["profiles"])?;
+    until_told(&mut watch, &[("pod", "steady"), ("container", "s")])?;
+    // From the first sample on: each line that tells of it has its names.
+    let text = watch.stdout()?;
+    let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
+    let uid = node.kubectl(&["get", "pod", "steady", "-o", "jsonpath={.metadata.uid}"])?;
+    for line in lines(whole)?.iter().filter(|line| line["workload"]["pod_uid"] == *uid) {
+        assert_eq!(line["workload"]["pod"], "steady", "{line}");
+    }
+    let status: Value = serde_json::from_slice(&second.answer(&["status", "--format", "json"])?)?;
+    assert_eq!(status["pod_names"]["lists"], 1, "{status}");
+    Ok(())
 }
 
 fn pods_of_one_name_are_told_apart() -> Result<()> {
@@ -477,20 +544,44 @@ fn a_retransmit_names_both_pods() -> Result<()> {
         node.kubeconfig().to_str().context("a path in UTF-8")?,
     ])?;
     let watch = agent.watch(&["profiles", "--signal", "retransmit"])?;
+    // One of a node where no pod runs, which knows of the rest of the cluster.
+    let afar = Agent::start(&[
+        "--signal",
+        "retransmit",
+        "--kubernetes",
+        "api",
+        "--peers",
+        "cluster",
+        "--node-name",
+        "elsewhere",
+        "--kubeconfig",
+        node.kubeconfig().to_str().context("a path in UTF-8")?,
+    ])?;
+    let watch_afar = afar.watch(&["profiles", "--signal", "retransmit"])?;
     let address = format!("{ip}:7100");
     let source = pod("source", spec("source", &["pump", "send", &address])?);
     let faults = owner("apps/v1", "Deployment", "touches", &spec("t", &["faults"])?);
     let _objects = Objects::new(node, &[source, faults])?;
     let peer = format!("peer default/sink ({address})");
-    wait_for("a retransmit of one pod to the other", LIMIT, || {
-        let text = watch.stdout()?;
-        let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
-        let fits = |line: &Value| {
-            line["workload"]["pod"] == "source"
-                && line["stack"].as_array().into_iter().flatten().any(|f| f["function"] == *peer)
-        };
-        Ok(lines(whole)?.iter().any(fits).then_some(()))
-    })?;
+    for (watch, pod) in [(&watch, json!("source")), (&watch_afar, Value::Null)] {
+        wait_for("a retransmit of one pod to the other", LIMIT, || {
+            let text = watch.stdout()?;
+            let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
+            let fits = |line: &Value| {
+                line["workload"]["pod"] == pod
+                    && line["stack"]
+                        .as_array()
+                        .into_iter()
+                        .flatten()
+                        .any(|f| f["function"] == *peer)
+            };
+            Ok(lines(whole)?.iter().any(fits).then_some(()))
+        })?;
+    }
+    let status: Value = serde_json::from_slice(&afar.answer(&["status", "--format", "json"])?)?;
+    // The two pods, the Service of the API server and the node.
+    assert!(count(&status, "/peer_names/objects")? >= 4, "{status}");
+    assert_eq!(count(&status, "/peer_names/failures")?, 0, "{status}");
     let mut watch = agent.watch(&["profiles", "--signal", "page-fault"])?;
     until_told(&mut watch, &[("owner_name", "touches"), ("container", "t")])?;
     Ok(())

@@ -6,6 +6,7 @@
 
 mod account;
 mod agent;
+mod attribution;
 mod bpf;
 mod cpu;
 mod faults;
@@ -27,9 +28,10 @@ use podflame_tests::Node;
 type Test = (&'static str, fn() -> anyhow::Result<()>);
 
 fn main() -> ExitCode {
-    let tables: [(&str, &[Test]); 9] = [
+    let tables: [(&str, &[Test]); 10] = [
         ("account", account::TESTS),
         ("agent", agent::TESTS),
+        ("attribution", attribution::TESTS),
         ("cpu", cpu::TESTS),
         ("faults", faults::TESTS),
         ("input", input::TESTS),

@@ -70,6 +70,7 @@ fn prepare_kernel_tests(tests: &mut Command) -> Result<()> {
             "node",
         ],
     )?;
+    setup::apt(&["podman", "runc"], &["podman", "runc"])?;
     let tools = setup::python_tools()?;
     if env::var_os("PODFLAME_TEST_KUBERNETES").is_some() {
         setup::kubernetes_node()?;

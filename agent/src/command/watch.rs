@@ -1,7 +1,5 @@
 //! `podflame watch`: an agent's stream as JSON, one object a line, each understood by itself.
 
-use std::collections::BTreeMap;
-
 use anyhow::Context as _;
 use podflame_proto::{Timestamp, v1};
 use serde::Serialize;
@@ -9,10 +7,8 @@ use serde_json::{Value, json};
 
 use super::client::{Connect, Filters, block_on, json_line, print, signal_numbers, signal_parser};
 use crate::{
-    profile::{
-        Dictionary, FrameKind, MappingId, Signal, StackId, StringId, Workload, WorkloadId,
-        WorkloadKind,
-    },
+    export::workload::WorkloadDetails,
+    profile::{Dictionary, FrameKind, MappingId, Signal, StackId, StringId, Workload, WorkloadId},
     serve::{
         convert::{self, stream::from_dictionary},
         hub::Stage,
@@ -328,41 +324,14 @@ struct JsonWorkload<'a> {
     cgroup_path: &'a str,
     #[serde(skip_serializing_if = "str::is_empty")]
     unattributed: &'a str,
-    #[serde(skip_serializing_if = "str::is_empty")]
-    container: &'a str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    container_kind: Option<&'static str>,
-    #[serde(skip_serializing_if = "str::is_empty")]
-    image: &'a str,
-    #[serde(skip_serializing_if = "is_default")]
-    restarts: u32,
-    #[serde(skip_serializing_if = "str::is_empty")]
-    owner_kind: &'a str,
-    #[serde(skip_serializing_if = "str::is_empty")]
-    owner_name: &'a str,
-    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    labels: BTreeMap<&'a str, &'a str>,
-    #[serde(skip_serializing_if = "str::is_empty")]
-    qos_class: &'a str,
-    #[serde(skip_serializing_if = "str::is_empty")]
-    node: &'a str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    source: Option<&'static str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    confidence: Option<&'static str>,
+    #[serde(flatten)]
+    details: WorkloadDetails<'a>,
 }
 
 impl<'a> JsonWorkload<'a> {
     fn new(w: &'a Workload) -> Self {
         Self {
-            kind: match w.kind {
-                WorkloadKind::Unattributed => "unattributed",
-                WorkloadKind::Pod => "pod",
-                WorkloadKind::Container => "container",
-                WorkloadKind::Unit => "unit",
-                WorkloadKind::Process => "process",
-                WorkloadKind::Kernel => "kernel",
-            },
+            kind: w.kind.name(),
             name: &w.name,
             namespace: &w.namespace,
             pod: &w.pod,
@@ -371,17 +340,7 @@ impl<'a> JsonWorkload<'a> {
             unit: &w.unit,
             cgroup_path: &w.cgroup_path,
             unattributed: &w.unattributed,
-            container: &w.container,
-            container_kind: w.container_kind.name(),
-            image: &w.image,
-            restarts: w.restarts,
-            owner_kind: &w.owner.kind,
-            owner_name: &w.owner.name,
-            labels: w.labels.iter().map(|(key, value)| (&**key, &**value)).collect(),
-            qos_class: &w.qos,
-            node: &w.node,
-            source: w.source.name(),
-            confidence: w.confidence.name(),
+            details: WorkloadDetails::new(w),
         }
     }
 }

@@ -13,6 +13,9 @@
 //!                        "kind":"user","inlined":false}]}]}
 //! ```
 //!
+//! A workload has these fields too, as far as they are known: `container`, `container_kind`, `image`,
+//! `restarts`, `owner_kind`, `owner_name`, `labels`, `qos_class`, `node`, `source`, `confidence`.
+//!
 //! `stack` has the outermost frame first. `weight` is in `unit`, `count` in events, `lost` in events.
 //! `kind` of a workload is `pod`, `container`, `unit`, `process`, `kernel` or `unattributed`; of a
 //! frame `user`, `kernel` or `annotation`. Unknown text is empty, an unknown `line`, `pid` or
@@ -24,7 +27,7 @@ use std::io;
 use serde::{Serialize, Serializer};
 use serde_json::ser::{CharEscape, CompactFormatter, Formatter};
 
-use super::{Options, sorted};
+use super::{Options, sorted, workload::WorkloadDetails};
 use crate::{
     fold::is_unprintable,
     profile::{Dictionary, FrameId, FrameKind, Profile, Sample, Workload, WorkloadKind},
@@ -73,6 +76,8 @@ struct WorkloadRow<'a> {
     unit: &'a str,
     cgroup_path: &'a str,
     unattributed: &'a str,
+    #[serde(flatten)]
+    details: Option<WorkloadDetails<'a>>,
 }
 
 #[derive(Serialize)]
@@ -136,14 +141,7 @@ fn workload(workload: Option<&Workload>) -> WorkloadRow<'_> {
         workload.map_or("", |w| field(w))
     }
     WorkloadRow {
-        kind: match workload.map_or(WorkloadKind::Unattributed, |w| w.kind) {
-            WorkloadKind::Unattributed => "unattributed",
-            WorkloadKind::Pod => "pod",
-            WorkloadKind::Container => "container",
-            WorkloadKind::Unit => "unit",
-            WorkloadKind::Process => "process",
-            WorkloadKind::Kernel => "kernel",
-        },
+        kind: workload.map_or(WorkloadKind::Unattributed, |w| w.kind).name(),
         name: text(workload, |w| &w.name),
         namespace: text(workload, |w| &w.namespace),
         pod: text(workload, |w| &w.pod),
@@ -152,6 +150,7 @@ fn workload(workload: Option<&Workload>) -> WorkloadRow<'_> {
         unit: text(workload, |w| &w.unit),
         cgroup_path: text(workload, |w| &w.cgroup_path),
         unattributed: text(workload, |w| &w.unattributed),
+        details: workload.map(WorkloadDetails::new),
     }
 }
 

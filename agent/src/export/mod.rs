@@ -10,6 +10,7 @@ pub mod pprof;
 pub mod retransmits;
 pub mod svg;
 pub mod top;
+pub mod workload;
 pub mod write;
 
 use std::{fmt, io, str::FromStr};
