@@ -4,7 +4,8 @@
 //! The kernel gives a new cgroup the verdict of the one that it is in ([`crate::kernel`]), so that a
 //! pod's containers are filtered from their first instruction on once the pod's own cgroup is; that
 //! is made some time before anything runs in it. What came before, and what the kernel could not
-//! tell, is found by walking.
+//! tell, is found by walking. The path of a new cgroup is read as soon as the kernel tells of it,
+//! so that its last events have a name when it is gone.
 
 use std::{
     path::PathBuf,
@@ -76,6 +77,16 @@ pub struct Follower {
     last: Verdicts,
 }
 
+/// What came of following.
+#[derive(Debug, Default)]
+pub struct Followed {
+    /// Cgroups that were made, with their paths below the mount: they may be gone when their first
+    /// events are looked at.
+    pub made: Vec<(CgroupId, Arc<str>)>,
+    /// The verdicts, if they changed.
+    pub verdicts: Option<Verdicts>,
+}
+
 /// A cgroup in a pod.
 #[derive(Debug)]
 struct Known {
@@ -120,14 +131,8 @@ impl Follower {
         }
     }
 
-    /// Whether verdicts can change.
-    #[must_use]
-    pub fn is_needed(&self) -> bool {
-        self.choice.path.is_some() || self.latest.is_some()
-    }
-
-    /// Takes in what changed; the verdicts if they did.
-    pub fn follow(&mut self, changes: &[(CgroupId, Change)]) -> Option<Verdicts> {
+    /// Takes in what changed.
+    pub fn follow(&mut self, changes: &[(CgroupId, Change)]) -> Followed {
         let now = Instant::now();
         self.told |= !changes.is_empty();
         for (id, change) in changes {
@@ -141,7 +146,7 @@ impl Follower {
                 }
             }
         }
-        self.made(now);
+        let made = self.made(now);
         let pause = if self.told { WALK_INTERVAL } else { BLIND_WALK_INTERVAL };
         if self.walked.is_none_or(|walked| now.duration_since(walked) >= pause) {
             self.walk(now);
@@ -155,10 +160,10 @@ impl Follower {
         }
         let verdicts = self.verdicts();
         if verdicts == self.last {
-            return None;
+            return Followed { made, verdicts: None };
         }
         self.last.clone_from(&verdicts);
-        Some(verdicts)
+        Followed { made, verdicts: Some(verdicts) }
     }
 
     /// Whether to look again soon.
@@ -167,27 +172,33 @@ impl Follower {
         !self.young.is_empty()
     }
 
-    /// Looks at the cgroups that are being made.
-    fn made(&mut self, now: Instant) {
+    /// Looks at the cgroups that are being made; those that are there now, with their paths.
+    fn made(&mut self, now: Instant) -> Vec<(CgroupId, Arc<str>)> {
+        let mut made = Vec::new();
         let mut young = std::mem::take(&mut self.young);
-        young.retain(|(id, since)| now.duration_since(*since) < YOUNG && !self.learn(*id));
+        young.retain(|(id, since)| {
+            let path = self.learn(*id);
+            let waits = path.is_none() && now.duration_since(*since) < YOUNG;
+            made.extend(path.map(|path| (*id, path)));
+            waits
+        });
         young.truncate(MAX_YOUNG);
         self.young = young;
+        made
     }
 
-    /// Learns what a cgroup is. False if it is not there yet, or not any more.
-    fn learn(&mut self, id: CgroupId) -> bool {
-        if self.known.len() >= MAX_KNOWN || self.known.contains_key(&id) {
-            return true;
-        }
-        let Some(path) = self.cgroups.learn(id) else { return false };
-        let name = path::parse(&path);
-        if let Some(uid) = name.pod_uid {
-            let container = name.container_id.unwrap_or_default().into();
-            self.known.insert(id, Known { uid: uid.into(), container, removed: None });
+    /// Learns what a cgroup is; its path. `None` if it is not there yet, or not any more.
+    fn learn(&mut self, id: CgroupId) -> Option<Arc<str>> {
+        let path = self.cgroups.learn(id)?;
+        if self.known.len() < MAX_KNOWN && !self.known.contains_key(&id) {
+            let name = path::parse(&path);
+            if let Some(uid) = name.pod_uid {
+                let container = name.container_id.unwrap_or_default().into();
+                self.known.insert(id, Known { uid: uid.into(), container, removed: None });
+            }
         }
         // One below the chosen path has its verdict from the kernel; it is listed at the next walk.
-        true
+        Some(path)
     }
 
     fn walk(&mut self, now: Instant) {

@@ -23,11 +23,11 @@ use crate::{
     attribute, clock,
     decode::decode,
     event::{CgroupId, Event, KTime, Probe, ProcessKey, StackEnd},
-    follow::Follower,
+    follow::{Followed, Follower},
     kernel::{
         Config, Kernel, KernelError, ProbeState, Started,
         python::PythonMap,
-        ring::{Change, Ring, cgroup_change},
+        ring::{Ring, cgroup_change},
     },
     pods::Latest,
     profile::Batch,
@@ -99,7 +99,7 @@ pub struct Options {
     /// Time between two batches.
     pub flush: Duration,
     /// Keeps the filter of cgroups up to date.
-    pub follower: Option<Follower>,
+    pub follower: Follower,
     /// When to look whether the filter is up to date, beside changes of cgroups.
     pub pods: Option<Latest>,
 }
@@ -118,8 +118,8 @@ pub struct Pipeline {
 
 /// In the order in which it is to be done: a process is read before its events are resolved.
 enum Work {
-    /// A new cgroup: its path is read before it is gone.
-    Made(CgroupId),
+    /// A new cgroup, with its path.
+    Made(CgroupId, Arc<str>),
     Sight(ProcessKey, CgroupId, Option<(Seen, OwnedSemaphorePermit)>),
     /// Code objects of Python that were seen, by their addresses.
     Codes(ProcessKey, Vec<u64>),
@@ -336,7 +336,7 @@ fn resolve_all(
             Work::Sight(process, cgroup, Some((seen, _room))) => {
                 resolver.sight(process, cgroup, seen);
             }
-            Work::Made(cgroup) => resolver.made(cgroup),
+            Work::Made(cgroup, path) => resolver.made(cgroup, path),
             Work::Read(process, codes, _room) => resolver.read(process, codes),
             // The resolver reads by itself what it needs and has not.
             Work::Sight(_, _, None) | Work::Codes(..) => {}
@@ -387,7 +387,7 @@ struct Collector {
     /// When each code object of Python was last sent to be read, by the time of the event.
     codes: HashMap<(ProcessKey, u64), KTime, foldhash::fast::RandomState>,
     since: KTime,
-    follower: Option<Follower>,
+    follower: Follower,
     pods: Option<Latest>,
     changes: Option<Ring>,
 }
@@ -526,7 +526,7 @@ impl Collector {
 
     /// Whether a new cgroup's directory is waited for.
     fn is_waiting(&self) -> bool {
-        self.follower.as_ref().is_some_and(Follower::is_waiting)
+        self.follower.is_waiting()
     }
 
     /// Follows cgroups, and the pods that they are of.
@@ -535,14 +535,12 @@ impl Collector {
         if let Some(changes) = &mut self.changes {
             changes.drain(CHANGES, |record| all.extend(cgroup_change(record)));
         }
-        for (id, change) in &all {
-            if *change == Change::Made {
-                // If the queue is full, the resolver asks at the first event.
-                let _ = self.work.try_send(Work::Made(*id));
-            }
+        let Followed { made, verdicts } = self.follower.follow(&all);
+        for (id, path) in made {
+            // If the queue is full, the resolver asks at the first event.
+            let _ = self.work.try_send(Work::Made(id, path));
         }
-        if let Some(follower) = &mut self.follower
-            && let Some(verdicts) = follower.follow(&all)
+        if let Some(verdicts) = verdicts
             && let Err(e) = self.kernel.set_verdicts(&verdicts)
         {
             warn!("the cgroup filter cannot be updated: {e}");

@@ -131,9 +131,9 @@ impl Resolver {
         }
     }
 
-    /// A cgroup was made: learns its path while it is there.
-    pub fn made(&mut self, cgroup: CgroupId) {
-        self.attributor.made(cgroup);
+    /// A cgroup was made, and has that path below the mount.
+    pub fn made(&mut self, cgroup: CgroupId, path: Arc<str>) {
+        self.attributor.made(cgroup, path);
     }
 
     /// Code objects of a process were read: takes them over.

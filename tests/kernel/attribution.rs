@@ -153,8 +153,9 @@ impl Podman {
         let source = made.dir.path().join("busy.c");
         let program = made.dir.path().join("busy");
         fs::write(&source, "int main(void) { for (volatile unsigned n = 0;; n++); }\n")?;
-        let status = Command::new("gcc").args(["-O1", "-static", "-o"]).arg(&program).arg(&source);
-        ensure!({ status }.status()?.success(), "gcc failed");
+        let mut gcc = Command::new("gcc");
+        gcc.args(["-O1", "-static", "-o"]).arg(&program).arg(&source);
+        ensure!(gcc.status()?.success(), "gcc failed");
         let archive = made.dir.path().join("image.tar");
         let mut tar = Command::new("tar");
         tar.arg("-C").arg(made.dir.path()).arg("-cf").arg(&archive).arg("busy");

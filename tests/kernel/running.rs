@@ -112,8 +112,7 @@ impl Recording {
         running.dir = dir;
         running.until("the probes to be attached", |running| {
             // Retransmits, those of SYN-ACKs, and senders; cgroups that come and that go.
-            let links = if arguments.contains(&"--cgroup") { 5 } else { 3 };
-            Ok((bpf::held(running.pid())?.links.len() == links).then_some(()))
+            Ok((bpf::held(running.pid())?.links.len() == 5).then_some(()))
         })?;
         Ok(Self(running))
     }

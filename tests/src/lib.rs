@@ -14,7 +14,7 @@ mod workload;
 
 pub use cgroup::Cgroup;
 pub use kubernetes::Node;
-pub use net::{Lossy, NetPair, Netns, left_behind};
+pub use net::{Lossy, NetPair, Netns, left_behind, own_counter};
 pub use perf::{PerfStat, perf_stat};
 pub use wait::wait_for;
 pub use workload::{Workload, podflame, tool, workload};

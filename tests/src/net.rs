@@ -70,16 +70,7 @@ impl Netns {
         let mut cat = Command::new("cat");
         cat.args(["/proc/self/net/snmp", "/proc/self/net/netstat"]);
         self.enter(&mut cat)?;
-        let out = String::from_utf8(cat.output().context("start cat")?.stdout)?;
-        // Two lines for each group: the names, then the values.
-        let prefix = format!("{group}: ");
-        let lines: Vec<_> = out.lines().filter_map(|line| line.strip_prefix(&prefix)).collect();
-        let [names, values] = lines[..] else { bail!("no counters of {group}") };
-        let mut pairs = names.split(' ').zip(values.split(' '));
-        let (_, value) = pairs
-            .find(|(its, _)| *its == name)
-            .with_context(|| format!("no counter {name} of {group}"))?;
-        value.parse().with_context(|| format!("{group} {name}: {value:?}"))
+        read_counter(&output(&mut cat)?, group, name)
     }
 
     /// Whether every TCP connection inside is over: nothing is left to send, or to send again.
@@ -101,6 +92,26 @@ impl Netns {
             ["-netns", &self.name].into_iter().chain(arguments.split(' ')).collect();
         run("ip", &words)
     }
+}
+
+/// A counter of `/proc/net/snmp` of the network namespace that the test itself is in.
+///
+/// # Errors
+/// When there is no such counter.
+pub fn own_counter(group: &str, name: &str) -> Result<u64> {
+    read_counter(&fs::read_to_string("/proc/self/net/snmp")?, group, name)
+}
+
+fn read_counter(text: &str, group: &str, name: &str) -> Result<u64> {
+    // Two lines for each group: the names, then the values.
+    let prefix = format!("{group}: ");
+    let lines: Vec<_> = text.lines().filter_map(|line| line.strip_prefix(&prefix)).collect();
+    let [names, values] = lines[..] else { bail!("no counters of {group}") };
+    let mut pairs = names.split(' ').zip(values.split(' '));
+    let (_, value) = pairs
+        .find(|(its, _)| *its == name)
+        .with_context(|| format!("no counter {name} of {group}"))?;
+    value.parse().with_context(|| format!("{group} {name}: {value:?}"))
 }
 
 impl Drop for Netns {

@@ -282,6 +282,11 @@ impl Cgroups {
         Some(path)
     }
 
+    /// A cgroup that another table learned of.
+    pub(super) fn made(&mut self, id: CgroupId, path: Arc<str>) {
+        self.paths.insert(id, Some(path));
+    }
+
     fn missing(&self, id: CgroupId) -> Error {
         match &self.mount {
             Some(mount) if !mount.whole => Error::Outside(id),

@@ -114,10 +114,10 @@ impl Attributor {
         }
     }
 
-    /// A cgroup was made: learns its path, which its last events may ask for when it is gone.
-    pub fn made(&mut self, cgroup: CgroupId) {
-        // What is not there yet is asked for at the first event.
-        let _ = self.cgroups.learn(cgroup);
+    /// A cgroup was made, and has that path below the mount: its events may ask for it when it is
+    /// gone.
+    pub fn made(&mut self, cgroup: CgroupId, path: Arc<str>) {
+        self.cgroups.made(cgroup, path);
     }
 
     /// What an event is charged to. `executable` is the path of the process's program as far as it

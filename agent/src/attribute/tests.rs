@@ -220,13 +220,13 @@ fn a_pid_that_is_used_again_is_another_process() {
 #[test]
 fn pods_that_come_and_go_keep_their_last_events() {
     let Some(mount) = mount() else { return };
-    let mut attributor = Attributor::new();
+    let (mut attributor, mut cgroups) = (Attributor::new(), Cgroups::new());
     let mut gone = Vec::new();
     for n in 0..250_u32 {
         let cgroup = TestCgroup::new(&mount.point);
         let uid = format!("00000000-0000-0000-0000-{n:012x}");
         let (_, id) = cgroup.make(&format!("kubepods/pod{uid}/{CID}"));
-        attributor.made(id);
+        attributor.made(id, cgroups.learn(id).unwrap());
         drop(cgroup);
         gone.push((id, uid));
     }

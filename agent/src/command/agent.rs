@@ -142,11 +142,10 @@ fn start(
             frequency_hz: args.frequency,
             probes: signals.iter().flat_map(|signal| probes(*signal)).copied().collect(),
             filter: follower.filter(),
-            follow_cgroups: follower.is_needed(),
             ring_bytes: args.ring_bytes,
         },
         flush: Duration::from_millis(args.flush_ms),
-        follower: follower.is_needed().then_some(follower),
+        follower,
         pods: pods.clone(),
     };
     let resolver = Resolver::new(Symbols::new(Limits::default()), Attributor::new())

@@ -242,11 +242,10 @@ async fn record(args: &Args) -> anyhow::Result<Recording> {
             frequency_hz: args.frequency,
             probes: probes(args.signal).iter().copied().collect(),
             filter: follower.filter(),
-            follow_cgroups: follower.is_needed(),
             ring_bytes: args.ring_bytes,
         },
         flush: FLUSH,
-        follower: follower.is_needed().then_some(follower),
+        follower,
         pods: pods.clone(),
     };
     let resolver = Resolver::new(Symbols::new(Limits::default()), Attributor::new())

@@ -72,8 +72,6 @@ pub struct Config {
     pub probes: BTreeSet<Probe>,
     /// What to keep.
     pub filter: Filter,
-    /// Follow cgroups that come and go, so that new ones are filtered at once.
-    pub follow_cgroups: bool,
     /// Size of the ring buffer in bytes; by the number of CPUs if not given. Rounded up to a power
     /// of two of pages.
     pub ring_bytes: Option<u32>,
@@ -367,12 +365,9 @@ impl Kernel {
         &self.cpus
     }
 
-    /// Attaches what tells of cgroups that come and go. `None` if that was not asked for, or this
-    /// kernel cannot: new ones are then found by walking.
+    /// Attaches what tells of cgroups that come and go. `None` if this kernel cannot: new ones are then
+    /// found by walking.
     fn follow_cgroups(&mut self, types: &aya::Btf) -> Option<Ring> {
-        if !self.config.follow_cgroups {
-            return None;
-        }
         for (name, hook) in [("cgroup_made", "cgroup_mkdir"), ("cgroup_removed", "cgroup_rmdir")] {
             let attached = self.named::<BtfTracePoint>(name).and_then(|program| {
                 program.load(hook, types).map_err(|e| explain(&e))?;
