@@ -6,6 +6,7 @@
 
 mod account;
 mod agent;
+mod agreement;
 mod bpf;
 mod cpu;
 mod faults;

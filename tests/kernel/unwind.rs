@@ -1,5 +1,5 @@
 //! Whole stacks of programs that nobody built for profiling: Debian's own, and what compilers make by
-//! default.
+//! default. Figures for a table: `PODFLAME_UNWIND_SECONDS=60 cargo xtask test --filter unwind::`.
 
 use std::{
     fs,
@@ -21,6 +21,7 @@ use serde_json::Value;
 
 use crate::{
     Test,
+    agreement::Beside,
     record::{Recorded, Recording},
     running::{Agent, count},
 };
@@ -45,10 +46,16 @@ const STARTED: Duration = Duration::from_secs(30);
 /// CPU time after which a program has started, and compiled what it compiles while it runs.
 const WARM: Duration = Duration::from_secs(1);
 
-/// A process beside the one that is profiled; ended when dropped.
-struct Beside(Child);
+/// Seconds of a recording: enough for a check, too few for figures of programs with flat profiles.
+fn seconds() -> Result<u64> {
+    let text = std::env::var("PODFLAME_UNWIND_SECONDS").unwrap_or_else(|_| "10".into());
+    text.parse().with_context(|| format!("PODFLAME_UNWIND_SECONDS: {text:?}"))
+}
 
-impl Drop for Beside {
+/// A process beside the one that is profiled; ended when dropped.
+struct Client(Child);
+
+impl Drop for Client {
     fn drop(&mut self) {
         // Both fail only if it has ended already.
         drop(self.0.kill());
@@ -86,15 +93,19 @@ impl Profiled {
             Ok((self.cgroup.cpu_time()? > WARM).then_some(()))
         })?;
         let cgroup = self.cgroup.path();
+        let seconds = seconds()?.to_string();
         let words: [&std::ffi::OsStr; 6] = [
             "--cgroup".as_ref(),
             cgroup.as_ref(),
             "--frequency".as_ref(),
-            "299".as_ref(),
+            "997".as_ref(),
             "--seconds".as_ref(),
-            "5".as_ref(),
+            seconds.as_ref(),
         ];
+        let pids = self.cgroup.processes()?;
+        let beside = Beside::start()?;
         let recorded = Recording::start(&words)?.finish()?;
+        let compared = beside.compare(&pids, &recorded)?;
         let end = |reason: &str| recorded.count("on_cpu", &format!("/stack_ends/{reason}"));
         let early = end("no_frame_pointer");
         let walked = recorded.count("on_cpu", "/stored") - end("none") - early;
@@ -105,6 +116,7 @@ impl Profiled {
         assert!(walked > 150, "{name}: {walked} samples only: {ends}");
         assert!(percent >= 99.0, "{name}: {percent} %: {ends}");
         assert!(early < walked, "{name}: not ready for long: {ends}");
+        compared.check(name);
         Ok(recorded)
     }
 }
@@ -137,7 +149,7 @@ fn redis() -> Result<()> {
     there(&socket)?;
     let mut command = Command::new("redis-benchmark");
     command.args(["-q", "-n", "100000000", "-t", "lpush,lrange_100", "-s"]).arg(&socket);
-    let _clients = Beside(quiet(&mut command)?);
+    let _clients = Client(quiet(&mut command)?);
     let recorded = server.record("redis-server")?;
     has(&recorded, "aeMain", 90.0);
     Ok(())
@@ -210,7 +222,7 @@ fn postgres() -> Result<()> {
     })?;
     let mut command = as_postgres("pgbench");
     command.args(["-S", "-T", "600", "-h"]).arg(server.dir.path()).arg("postgres");
-    let _client = Beside(quiet(&mut command)?);
+    let _client = Client(quiet(&mut command)?);
     let recorded = server.record("postgres")?;
     has(&recorded, "PostgresMain", 80.0);
     Ok(())

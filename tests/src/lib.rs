@@ -8,11 +8,14 @@ mod cgroup;
 pub mod load;
 mod net;
 mod perf;
+mod perf_control;
+mod perf_record;
 mod wait;
 mod workload;
 
 pub use cgroup::Cgroup;
 pub use net::{Lossy, NetPair, Netns, left_behind};
 pub use perf::{PerfStat, perf_stat};
+pub use perf_record::{PerfRecord, PerfSamples};
 pub use wait::wait_for;
 pub use workload::{Workload, podflame, tool, workload};
