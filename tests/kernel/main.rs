@@ -11,6 +11,7 @@ mod bpf;
 mod cpu;
 mod faults;
 mod input;
+mod perf_maps;
 mod python;
 mod record;
 mod retransmit;
@@ -26,12 +27,13 @@ use libtest_mimic::{Arguments, Completion, Failed, Trial};
 type Test = (&'static str, fn() -> anyhow::Result<()>);
 
 fn main() -> ExitCode {
-    let tables: [(&str, &[Test]); 8] = [
+    let tables: [(&str, &[Test]); 9] = [
         ("account", account::TESTS),
         ("agent", agent::TESTS),
         ("cpu", cpu::TESTS),
         ("faults", faults::TESTS),
         ("input", input::TESTS),
+        ("perf_maps", perf_maps::TESTS),
         ("retransmit", retransmit::TESTS),
         ("shared", shared::TESTS),
         ("unwind", unwind::TESTS),
