@@ -38,6 +38,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("rust_release", rust_release),
     ("go", go),
     ("processes_are_ready_soon", processes_are_ready_soon),
+    ("nothing_is_lost_to_a_large_table", nothing_is_lost_to_a_large_table),
 ];
 
 /// Longer than a server takes to start on a busy machine.
@@ -344,4 +345,45 @@ while True: json.dumps(list(range(100)))";
     println!("{early} of {ready} processes were ready within 300 ms");
     assert!(early * 10 >= ready * 9, "{early} of {ready} processes within 300 ms");
     Ok(())
+}
+
+/// Node has 370,000 rows in 94 MB, more than most: while its table is made, samples go on, by frame
+/// pointers, and none is lost. The thread that makes it gives way to others.
+fn nothing_is_lost_to_a_large_table() -> Result<()> {
+    let mut program = Profiled::new()?;
+    let cgroup = program.cgroup.path();
+    let words = ["--frequency", "997", "--cgroup", cgroup.to_str().context("a path not of text")?];
+    let recording = Recording::start(&words)?;
+    program.start(Command::new("node").args(["-e", "for (;;) [...Array(1000).keys()].sort()"]))?;
+    wait_for("a program to run for long", STARTED, || {
+        Ok((program.cgroup.cpu_time()? > 3 * WARM).then_some(()))
+    })?;
+    let niceness = niceness(recording.pid(), "unwinder")?;
+    assert!(niceness > 0, "the niceness of the thread that makes tables is {niceness}");
+    // Its end checks E1 to E4.
+    let recorded = recording.stop()?;
+    let account = &recorded.summary["account"]["on_cpu"];
+    for whose in ["dropped_in_kernel", "dropped_in_agent"] {
+        let lost = account[whose].as_object().into_iter().flatten();
+        assert!(lost.into_iter().all(|(_, count)| count == 0), "{account}");
+    }
+    let end = |reason: &str| recorded.count("on_cpu", &format!("/stack_ends/{reason}"));
+    let (early, complete) = (end("no_frame_pointer"), end("complete"));
+    println!("{early} samples while there was no table, {complete} complete ones, none lost");
+    assert!(early > 0 && complete > early, "{account}");
+    Ok(())
+}
+
+/// The niceness of a process's thread, by the thread's name.
+fn niceness(pid: u32, name: &str) -> Result<i32> {
+    for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
+        let stat = fs::read_to_string(thread?.path().join("stat"))?;
+        let (head, rest) = stat.rsplit_once(") ").context("no name in a thread's stat")?;
+        if head.ends_with(&format!("({name}")) {
+            // The 19th field of proc_pid_stat(5); the name is the second.
+            let field = rest.split(' ').nth(16).context("no niceness in a thread's stat")?;
+            return Ok(field.parse()?);
+        }
+    }
+    anyhow::bail!("{pid} has no thread {name}")
 }
