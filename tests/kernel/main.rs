@@ -6,12 +6,14 @@
 
 mod account;
 mod agent;
+mod agreement;
 mod attribution;
 mod bpf;
 mod cpu;
 mod faults;
 mod input;
 mod kubernetes;
+mod perf_maps;
 mod python;
 mod record;
 mod retransmit;
@@ -28,7 +30,7 @@ use podflame_tests::Node;
 type Test = (&'static str, fn() -> anyhow::Result<()>);
 
 fn main() -> ExitCode {
-    let tables: [(&str, &[Test]); 10] = [
+    let tables: [(&str, &[Test]); 11] = [
         ("account", account::TESTS),
         ("agent", agent::TESTS),
         ("attribution", attribution::TESTS),
@@ -36,6 +38,7 @@ fn main() -> ExitCode {
         ("faults", faults::TESTS),
         ("input", input::TESTS),
         ("kubernetes", kubernetes::TESTS),
+        ("perf_maps", perf_maps::TESTS),
         ("retransmit", retransmit::TESTS),
         ("shared", shared::TESTS),
         ("unwind", unwind::TESTS),

@@ -62,7 +62,7 @@ fn trial(name: &str, minor: u8, test: Test) -> Trial {
 }
 
 /// The `python3` of a minor version.
-fn find(minor: u8) -> Option<PathBuf> {
+pub(crate) fn find(minor: u8) -> Option<PathBuf> {
     let root = PathBuf::from(env::var_os("PODFLAME_PYENV")?).join("versions");
     let prefix = format!("3.{minor}.");
     let mut names = fs::read_dir(root).ok()?.filter_map(|entry| Some(entry.ok()?.path()));

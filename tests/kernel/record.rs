@@ -235,7 +235,7 @@ impl<'a> Sample<'a> {
     }
 
     /// All its frames, outermost first.
-    pub(crate) fn all(&self) -> impl Iterator<Item = &'a Value> {
+    pub(crate) fn all(&self) -> impl DoubleEndedIterator<Item = &'a Value> {
         self.0["stack"].as_array().into_iter().flatten()
     }
 

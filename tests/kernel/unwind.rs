@@ -1,5 +1,5 @@
 //! Whole stacks of programs that nobody built for profiling: Debian's own, and what compilers make by
-//! default.
+//! default. Figures for a table: `PODFLAME_UNWIND_SECONDS=60 cargo xtask test --filter unwind::`.
 
 use std::{
     fs,
@@ -21,6 +21,7 @@ use serde_json::Value;
 
 use crate::{
     Test,
+    agreement::Beside,
     record::{Recorded, Recording},
     running::{Agent, count},
 };
@@ -37,6 +38,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("rust_release", rust_release),
     ("go", go),
     ("processes_are_ready_soon", processes_are_ready_soon),
+    ("nothing_is_lost_to_a_large_table", nothing_is_lost_to_a_large_table),
 ];
 
 /// Longer than a server takes to start on a busy machine.
@@ -45,10 +47,16 @@ const STARTED: Duration = Duration::from_secs(30);
 /// CPU time after which a program has started, and compiled what it compiles while it runs.
 const WARM: Duration = Duration::from_secs(1);
 
-/// A process beside the one that is profiled; ended when dropped.
-struct Beside(Child);
+/// Seconds of a recording: enough for a check, too few for figures of programs with flat profiles.
+fn seconds() -> Result<u64> {
+    let text = std::env::var("PODFLAME_UNWIND_SECONDS").unwrap_or_else(|_| "10".into());
+    text.parse().with_context(|| format!("PODFLAME_UNWIND_SECONDS: {text:?}"))
+}
 
-impl Drop for Beside {
+/// A process beside the one that is profiled; ended when dropped.
+struct Client(Child);
+
+impl Drop for Client {
     fn drop(&mut self) {
         // Both fail only if it has ended already.
         drop(self.0.kill());
@@ -86,15 +94,19 @@ impl Profiled {
             Ok((self.cgroup.cpu_time()? > WARM).then_some(()))
         })?;
         let cgroup = self.cgroup.path();
+        let seconds = seconds()?.to_string();
         let words: [&std::ffi::OsStr; 6] = [
             "--cgroup".as_ref(),
             cgroup.as_ref(),
             "--frequency".as_ref(),
-            "299".as_ref(),
+            "997".as_ref(),
             "--seconds".as_ref(),
-            "5".as_ref(),
+            seconds.as_ref(),
         ];
+        let pids = self.cgroup.processes()?;
+        let beside = Beside::start()?;
         let recorded = Recording::start(&words)?.finish()?;
+        let compared = beside.compare(&pids, &recorded)?;
         let end = |reason: &str| recorded.count("on_cpu", &format!("/stack_ends/{reason}"));
         let early = end("no_frame_pointer");
         let walked = recorded.count("on_cpu", "/stored") - end("none") - early;
@@ -105,6 +117,7 @@ impl Profiled {
         assert!(walked > 150, "{name}: {walked} samples only: {ends}");
         assert!(percent >= 99.0, "{name}: {percent} %: {ends}");
         assert!(early < walked, "{name}: not ready for long: {ends}");
+        compared.check(name);
         Ok(recorded)
     }
 }
@@ -137,7 +150,7 @@ fn redis() -> Result<()> {
     there(&socket)?;
     let mut command = Command::new("redis-benchmark");
     command.args(["-q", "-n", "100000000", "-t", "lpush,lrange_100", "-s"]).arg(&socket);
-    let _clients = Beside(quiet(&mut command)?);
+    let _clients = Client(quiet(&mut command)?);
     let recorded = server.record("redis-server")?;
     has(&recorded, "aeMain", 90.0);
     Ok(())
@@ -210,7 +223,7 @@ fn postgres() -> Result<()> {
     })?;
     let mut command = as_postgres("pgbench");
     command.args(["-S", "-T", "600", "-h"]).arg(server.dir.path()).arg("postgres");
-    let _client = Beside(quiet(&mut command)?);
+    let _client = Client(quiet(&mut command)?);
     let recorded = server.record("postgres")?;
     has(&recorded, "PostgresMain", 80.0);
     Ok(())
@@ -250,7 +263,9 @@ fn node() -> Result<()> {
 
 fn openssl() -> Result<()> {
     let mut program = Profiled::new()?;
-    let words = ["speed", "-seconds", "2", "rsa2048", "ecdsap256", "sha256"];
+    // Ten things, each so long: together longer than the recording.
+    let each = (seconds()? / 5).max(2).to_string();
+    let words = ["speed", "-seconds", &each, "rsa2048", "ecdsap256", "sha256"];
     program.start(Command::new("openssl").args(words))?;
     let recorded = program.record("openssl speed")?;
     has(&recorded, "__libc_start_call_main", 90.0);
@@ -330,4 +345,45 @@ while True: json.dumps(list(range(100)))";
     println!("{early} of {ready} processes were ready within 300 ms");
     assert!(early * 10 >= ready * 9, "{early} of {ready} processes within 300 ms");
     Ok(())
+}
+
+/// Node has 370,000 rows in 94 MB, more than most: while its table is made, samples go on, by frame
+/// pointers, and none is lost. The thread that makes it gives way to others.
+fn nothing_is_lost_to_a_large_table() -> Result<()> {
+    let mut program = Profiled::new()?;
+    let cgroup = program.cgroup.path();
+    let words = ["--frequency", "997", "--cgroup", cgroup.to_str().context("a path not of text")?];
+    let recording = Recording::start(&words)?;
+    program.start(Command::new("node").args(["-e", "for (;;) [...Array(1000).keys()].sort()"]))?;
+    wait_for("a program to run for long", STARTED, || {
+        Ok((program.cgroup.cpu_time()? > 3 * WARM).then_some(()))
+    })?;
+    let niceness = niceness(recording.pid(), "unwinder")?;
+    assert!(niceness > 0, "the niceness of the thread that makes tables is {niceness}");
+    // Its end checks E1 to E4.
+    let recorded = recording.stop()?;
+    let account = &recorded.summary["account"]["on_cpu"];
+    for whose in ["dropped_in_kernel", "dropped_in_agent"] {
+        let lost = account[whose].as_object().into_iter().flatten();
+        assert!(lost.into_iter().all(|(_, count)| count == 0), "{account}");
+    }
+    let end = |reason: &str| recorded.count("on_cpu", &format!("/stack_ends/{reason}"));
+    let (early, complete) = (end("no_frame_pointer"), end("complete"));
+    println!("{early} samples while there was no table, {complete} complete ones, none lost");
+    assert!(early > 0 && complete > early, "{account}");
+    Ok(())
+}
+
+/// The niceness of a process's thread, by the thread's name.
+fn niceness(pid: u32, name: &str) -> Result<i32> {
+    for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
+        let stat = fs::read_to_string(thread?.path().join("stat"))?;
+        let (head, rest) = stat.rsplit_once(") ").context("no name in a thread's stat")?;
+        if head.ends_with(&format!("({name}")) {
+            // The 19th field of proc_pid_stat(5); the name is the second.
+            let field = rest.split(' ').nth(16).context("no niceness in a thread's stat")?;
+            return Ok(field.parse()?);
+        }
+    }
+    anyhow::bail!("{pid} has no thread {name}")
 }

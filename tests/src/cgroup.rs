@@ -60,6 +60,15 @@ impl Cgroup {
         Ok(Duration::from_micros(used.context("cpu.stat without usage_usec")?))
     }
 
+    /// The processes inside.
+    ///
+    /// # Errors
+    /// When the directory is gone.
+    pub fn processes(&self) -> Result<Vec<u32>> {
+        let pids = fs::read_to_string(self.path.join("cgroup.procs"))?;
+        pids.lines().map(|pid| Ok(pid.parse()?)).collect()
+    }
+
     /// Makes the command start inside.
     ///
     /// # Errors

@@ -9,6 +9,8 @@ mod kubernetes;
 pub mod load;
 mod net;
 mod perf;
+mod perf_control;
+mod perf_record;
 mod wait;
 mod workload;
 
@@ -16,5 +18,6 @@ pub use cgroup::Cgroup;
 pub use kubernetes::Node;
 pub use net::{Lossy, NetPair, Netns, left_behind, own_counter};
 pub use perf::{PerfStat, perf_stat};
+pub use perf_record::{PerfRecord, PerfSamples};
 pub use wait::wait_for;
 pub use workload::{Workload, podflame, tool, workload};

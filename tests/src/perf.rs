@@ -1,29 +1,14 @@
 //! Counts by `perf stat`, which knows nothing of podflame.
 
-use std::{
-    ffi::CString,
-    fs::{self, File},
-    io::{Read as _, Write as _},
-    os::unix::ffi::OsStrExt as _,
-    path::PathBuf,
-    process::{self, Child, ChildStderr, Command, Stdio},
-    sync::atomic::{AtomicU32, Ordering},
-    time::Duration,
-};
+use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::wait_for;
+use crate::perf_control::Perf;
 
 /// `perf stat` at work. Dropping it ends it.
 #[derive(Debug)]
-pub struct PerfStat {
-    perf: Child,
-    stderr: ChildStderr,
-    control: File,
-    answers: File,
-    dir: PathBuf,
-}
+pub struct PerfStat(Perf);
 
 impl PerfStat {
     /// Counts an event such as `page-faults` on all CPUs, whoever causes it; it counts when this
@@ -44,27 +29,10 @@ impl PerfStat {
     }
 
     fn start(event: &str, more: &[&str]) -> Result<Self> {
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        let count = COUNT.fetch_add(1, Ordering::Relaxed);
-        let dir = std::env::temp_dir().join(format!("podflame-perf-{}-{count}", process::id()));
-        fs::create_dir(&dir).with_context(|| format!("make {}", dir.display()))?;
-        let (control, answers) = (fifo(dir.join("control"))?, fifo(dir.join("answers"))?);
-        let mut perf = Command::new("perf")
-            .args(["stat", "--field-separator", ",", "--event", event])
-            .args(more)
-            .arg("--all-cpus")
-            // Counts nothing until it is told to, and answers once it does.
-            .args(["--delay", "-1", "--control"])
-            .arg(format!("fifo:{0}/control,{0}/answers", dir.display()))
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .context("start perf: run the tests by `cargo xtask test`")?;
-        let stderr = perf.stderr.take().context("perf without standard error")?;
-        let mut stat = Self { perf, stderr, control, answers, dir };
-        stat.tell("enable")?;
-        Ok(stat)
+        let words = ["stat", "--field-separator", ",", "--all-cpus", "--event", event];
+        let mut perf = Perf::start(&words, more)?;
+        perf.tell("enable")?;
+        Ok(Self(perf))
     }
 
     /// Ends the counting and returns the count.
@@ -72,38 +40,9 @@ impl PerfStat {
     /// # Errors
     /// When perf fails, or could not count all of the time.
     pub fn stop(mut self) -> Result<u64> {
-        self.tell("disable")?;
-        // SAFETY: kill touches no memory; perf has not been waited for, so the ID is its own.
-        unsafe { libc::kill(self.perf.id().cast_signed(), libc::SIGINT) };
-        let mut report = String::new();
-        self.stderr.read_to_string(&mut report)?;
-        self.perf.wait()?;
+        self.0.tell("disable")?;
+        let report = self.0.end()?;
         parse(&report).with_context(|| format!("perf stat wrote {report:?}"))
-    }
-
-    /// Sends a command and waits for the answer.
-    fn tell(&mut self, command: &str) -> Result<()> {
-        writeln!(self.control, "{command}")?;
-        wait_for(&format!("perf to {command}"), Duration::from_secs(30), || {
-            if let Some(status) = self.perf.try_wait()? {
-                let mut error = String::new();
-                self.stderr.read_to_string(&mut error)?;
-                bail!("perf: {status}: {}", error.trim());
-            }
-            let mut answer = [0; 64];
-            // Nothing to read is an error of this descriptor, which never blocks.
-            let read = self.answers.read(&mut answer).unwrap_or(0);
-            Ok(answer[..read].starts_with(b"ack").then_some(()))
-        })
-    }
-}
-
-impl Drop for PerfStat {
-    fn drop(&mut self) {
-        // These fail only if perf has ended, or the directory is gone already.
-        drop(self.perf.kill());
-        drop(self.perf.wait());
-        drop(fs::remove_dir_all(&self.dir));
     }
 }
 
@@ -141,20 +80,6 @@ fn parse(report: &str) -> Result<u64> {
         bail!("it counted {percent} % of the time only");
     }
     value.parse().with_context(|| format!("not counted: {value:?}"))
-}
-
-/// A named pipe, open both ways, so that opening it and writing to it never wait for the other end.
-fn fifo(path: PathBuf) -> Result<File> {
-    use std::os::unix::fs::OpenOptionsExt as _;
-    let name = CString::new(path.as_os_str().as_bytes())?;
-    // SAFETY: the name is a C string that lives through the call.
-    if unsafe { libc::mkfifo(name.as_ptr(), 0o600) } != 0 {
-        let error = std::io::Error::last_os_error();
-        return Err(error).with_context(|| format!("make {}", path.display()));
-    }
-    let mut options = File::options();
-    options.read(true).write(true).custom_flags(libc::O_NONBLOCK);
-    options.open(&path).with_context(|| format!("open {}", path.display()))
 }
 
 #[cfg(test)]

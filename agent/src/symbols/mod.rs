@@ -39,6 +39,7 @@ pub use self::{
     answer::{Module, Region, Symbol, Unknown},
     files::FileKey,
     limits::{Limits, Stats},
+    names::demangle,
     sight::{CodeFile, CodeMapping, Sighting, Sights},
 };
 use self::{
@@ -193,7 +194,7 @@ impl Symbols {
             }
         };
         let module = Arc::new(Module { path: Arc::clone(module), ..Module::default() });
-        let name = self.results.name(&names::demangle(name));
+        let name = self.results.name(&demangle(name));
         let symbols = one(name, module, address, None);
         self.results.insert((0, address), Arc::clone(&symbols), self.limits.results);
         symbols
@@ -362,7 +363,7 @@ impl Symbols {
             let name = self.results.name(&bracketed(&image.module.path));
             return one(name, Arc::clone(&image.module), address, Some(unknown));
         };
-        let name = self.results.name(&names::demangle(&name));
+        let name = self.results.name(&demangle(&name));
         let symbols = one(name, Arc::clone(&image.module), address, None);
         self.results.insert(place, Arc::clone(&symbols), self.limits.results);
         symbols

@@ -17,7 +17,8 @@ const SHOWN_NAME: usize = 4 << 10;
 const NESTING: u32 = 48;
 
 /// A name as it is shown: Rust and C++ demangled, anything else as it is.
-pub(super) fn demangle(raw: &[u8]) -> String {
+#[must_use]
+pub fn demangle(raw: &[u8]) -> String {
     let Ok(text) = str::from_utf8(raw) else {
         return shown(&String::from_utf8_lossy(raw.get(..SHOWN_NAME + 8).unwrap_or(raw)));
     };

@@ -468,8 +468,14 @@ fn perf_maps() {
     }
     assert!(!map.refresh(&dir, &limits, &mut stats));
     assert_eq!((map.len(), stats.perf_maps_cut), (3, 1));
-    let many: String = (0..10_000).map(|i| format!("{:x} 1 f{i}\n", page + i)).collect();
-    fs::write(&path, many).unwrap();
+    // Ten million lines, of two hundred thousand functions.
+    let many: String = (0..200_000).map(|i| format!("{:x} 1 f{i}\n", page + i)).collect();
+    let mut file = File::create(&path).unwrap();
+    assert!(!map.refresh(&dir, &limits, &mut stats));
+    assert_eq!(map.len(), 0);
+    for _ in 0..50 {
+        file.write_all(many.as_bytes()).unwrap();
+    }
     let limits = Limits { perf_map_entries: 100, ..limits };
     assert!(map.refresh(&dir, &limits, &mut stats));
     assert!(!map.refresh(&dir, &limits, &mut stats));

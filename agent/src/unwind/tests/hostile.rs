@@ -251,6 +251,17 @@ fn a_file_that_is_changed_while_it_is_read() {
         let built = build(&open, &mut Rules::default(), &Limits::default(), &mut pause);
         assert_eq!(built.err(), Some(NoTable::Changed));
     }
+
+    // Another in its place, as package managers do: the one that is open is what the process runs.
+    let (file, other) = (long(), copy());
+    let open = Arc::new(file.reopen().unwrap());
+    let (to, from) = (file.path().to_owned(), other.path().to_owned());
+    let mut pause = || drop(fs::rename(&from, &to));
+    let built = build(&open, &mut Rules::default(), &Limits::default(), &mut pause).unwrap();
+    assert!(!from.exists());
+    let mut rules = Rules::default();
+    let expected = build(&open, &mut rules, &Limits::default(), &mut || ()).unwrap();
+    assert_eq!((built.rows, built.stats), (expected.rows, expected.stats));
 }
 
 proptest! {
