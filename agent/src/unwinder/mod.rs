@@ -165,6 +165,7 @@ pub struct Unwinder {
     next_slot: u32,
     freed: VecDeque<(Instant, Freed)>,
     clock: u64,
+    generation: u32,
     stats: Unwinding,
     told: watch::Sender<Unwinding>,
 }
@@ -185,6 +186,7 @@ impl Unwinder {
             next_slot: 0,
             freed: VecDeque::new(),
             clock: 0,
+            generation: 0,
             stats: Unwinding::default(),
             told: stats,
         }
@@ -313,12 +315,14 @@ impl Unwinder {
         };
         self.kernel.commit()?;
         self.kernel.put_mappings(first, &space)?;
+        // No two lists have the same before 2^32 of them were made, and no walk knows 0.
+        self.generation = self.generation.wrapping_add(1).max(1);
         let process = Process {
             start_ns: told.process.start_ns,
             exec_id: told.process.exec_id,
             first,
             mappings: len,
-            pad: 0,
+            generation: self.generation,
         };
         self.kernel.put_process(pid, process)?;
         let known =
