@@ -90,12 +90,26 @@ impl Target for Running {
 /// nothing of what the caller knows, and so looks at it once.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub(crate) extern "C" fn step_out(walk: *mut Walk) -> u64 {
+extern "C" fn step_out(walk: *mut Walk) -> u64 {
     if walk.is_null() {
         return StackEnd::None as u64;
     }
     // SAFETY: the verifier makes sure of it: the callers pass a walk or nothing.
     unsafe { (*walk).step(&Running) }
+}
+
+/// The same, the short way if there is one. Apart, so that it is short in instructions too.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn hop_out(walk: *mut Walk) -> u64 {
+    if walk.is_null() {
+        return StackEnd::None as u64;
+    }
+    // SAFETY: as in `step_out`.
+    match unsafe { (*walk).hop(&Running) } {
+        0 => step_out(walk),
+        frame => frame,
+    }
 }
 
 /// Declares a walk that writes to a buffer of a length, as a function that the verifier looks at by itself;
@@ -110,11 +124,7 @@ macro_rules! walk_out {
             }
             // SAFETY: as in `step_out`.
             let (walk, out) = unsafe { (&mut *walk, &mut *out) };
-            let next = |walk: &mut Walk| match walk.hop(&Running) {
-                0 => step_out(walk),
-                frame => frame,
-            };
-            let (count, end) = walk.run::<Running, $frames>(next, out, at as usize);
+            let (count, end) = walk.run::<Running, _>(|walk| hop_out(walk), out, at as usize);
             count as u64 | (end as u64) << 16
         }
     };

@@ -12,6 +12,8 @@
 mod cases;
 mod ranges;
 mod space;
+#[cfg(test)]
+mod tests;
 
 use std::{
     collections::VecDeque,
@@ -313,8 +315,6 @@ impl Unwinder {
             self.release(&files);
             return Ok(());
         };
-        self.kernel.commit()?;
-        self.kernel.put_mappings(first, &space)?;
         // No two lists have the same before 2^32 of them were made, and no walk knows 0.
         self.generation = self.generation.wrapping_add(1).max(1);
         let process = Process {
@@ -324,7 +324,12 @@ impl Unwinder {
             mappings: len,
             generation: self.generation,
         };
-        self.kernel.put_process(pid, process)?;
+        if let Err(error) = self.kernel.put(pid, process, &space) {
+            // What is known of the process stays as it was. A walk cannot have seen the new mappings.
+            self.release(&files);
+            self.ranges.give(first, len);
+            return Err(error);
+        }
         let known =
             Known { process: told.process, first, mappings: space, files, used: self.clock };
         let before = self.known.insert(pid, known);
