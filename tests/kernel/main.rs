@@ -16,6 +16,7 @@ mod retransmit;
 mod running;
 mod shared;
 mod unwind;
+mod verifier;
 
 use std::{env, process::ExitCode};
 
@@ -25,7 +26,7 @@ use libtest_mimic::{Arguments, Completion, Failed, Trial};
 type Test = (&'static str, fn() -> anyhow::Result<()>);
 
 fn main() -> ExitCode {
-    let tables: [(&str, &[Test]); 8] = [
+    let tables: [(&str, &[Test]); 9] = [
         ("account", account::TESTS),
         ("agent", agent::TESTS),
         ("cpu", cpu::TESTS),
@@ -34,6 +35,7 @@ fn main() -> ExitCode {
         ("retransmit", retransmit::TESTS),
         ("shared", shared::TESTS),
         ("unwind", unwind::TESTS),
+        ("verifier", verifier::TESTS),
     ];
     let trials = tables.iter().flat_map(|(subject, tests)| {
         tests.iter().map(move |(name, test)| {
