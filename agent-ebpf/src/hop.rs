@@ -97,14 +97,14 @@ impl Rule {
             & (self.ra_offset == -8)
             & (is_saved | (self.fp == Saved::Same as u8))
             & (cfa & 7 == 0)
-            & (cfa >= 0)
-            & (cfa < 8 << CFA_BITS)
+            & (0..8 << CFA_BITS).contains(&cfa)
             & (saved & 7 == 0)
             & (saved >= 8 * i64::from(is_saved))
             & (saved < 8 << SAVED_BITS);
-        let bits = cfa as u32 >> 3 | (saved as u32 >> 3) << CFA_BITS | BY_FP * u32::from(by_fp);
+        let by_fp = BY_FP * u32::from(by_fp);
+        let bits = cfa as u32 >> 3 | (saved as u32 >> 3) << CFA_BITS | by_fp | USUAL;
         let outermost = self.cfa == Cfa::End as u8;
-        (bits | USUAL) * u32::from(usual) | OUTERMOST * u32::from(outermost)
+        bits * u32::from(usual) + OUTERMOST * u32::from(outermost)
     }
 }
 
