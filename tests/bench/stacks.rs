@@ -342,8 +342,12 @@ impl Figures {
         median(self.frames.get(&(name(kind, depth), contender)).cloned().unwrap_or_default())
     }
 
-    /// podflame's cost by bpftrace's for the same depth by frame pointers: the median of the rounds.
+    /// podflame's cost by bpftrace's for the same depth by frame pointers: the median of the rounds. No number
+    /// where podflame did not see all frames, as on a machine so busy that its tables come late.
     fn ratio(&self, kind: &str, depth: usize) -> f64 {
+        if self.frames(kind, depth, Contender::Podflame) < depth as f64 {
+            return f64::NAN;
+        }
         let of = |kind: &str, contender| {
             self.cost.get(&(name(kind, depth), contender)).cloned().unwrap_or_default()
         };
