@@ -7,11 +7,10 @@ use aya_ebpf::{
     programs::PerfEventContext,
 };
 use aya_log_ebpf::warn;
-use podflame_wire::{Drop, FAULT_INTERVAL_NS, Header, Probe, python::MAX_PYTHON_FRAMES, walk::set};
+use podflame_wire::{Drop, FAULT_INTERVAL_NS, Probe, walk::set};
 
 use crate::{
     maps::{FAULT_SCRATCH, TALLIES, Tally},
-    python_stack,
     record::Run,
     stack, task,
 };
@@ -60,15 +59,7 @@ fn fault(ctx: &PerfEventContext, probe: Probe) {
         // A fault in the kernel on a user address (`copy_to_user`) is the system call's caller's.
         let (start, _) = task::interrupted(ctx.ctx, &mut scratch.walk);
         set(&mut header.stack.kernel_frames, 0);
-        let Header { task, stack, .. } = header;
-        stack::user(&mut scratch.walk, start, task, &mut scratch.frames, stack);
-        python_stack::walk(
-            &mut scratch.python,
-            task,
-            &mut scratch.frames,
-            stack,
-            MAX_PYTHON_FRAMES,
-        );
+        stack::whole(scratch, start);
         // What a major fault is in may have been mapped since the process was read, and soon be gone.
         run.send(scratch, is_major(probe) && rested)
     };

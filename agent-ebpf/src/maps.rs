@@ -9,6 +9,7 @@ use aya_ebpf::{
 use podflame_wire::{
     Control, Counters, FaultRecord, MAX_CGROUPS, MAX_FRAMES, Probe, RetransmitRecord, SampleRecord,
     StackShape, Task,
+    hop::RuleCache,
     python::{self, MAX_PYTHON_FRAMES, MAX_SENDER_PYTHON_FRAMES},
     unwind::{MAX_MAPPINGS, MAX_PROCESSES, MAX_RULES, MAX_TABLES, Mapping, Page, Process, Rule},
     walk::Walk,
@@ -107,6 +108,10 @@ pub(crate) static TABLES: ArrayOfMaps<
 /// The rules that tables name.
 #[map]
 pub(crate) static RULES: Array<Rule> = Array::with_max_entries(MAX_RULES as u32, 0);
+
+/// What the perf event programs, which exclude one another, remember of them.
+#[map]
+pub(crate) static RULE_CACHE: PerCpuArray<RuleCache> = PerCpuArray::with_max_entries(1, 0);
 
 // One scratch for programs that cannot interrupt each other on a CPU. `perf_event` programs exclude
 // one another (`bpf_prog_active` in `kernel/events/core.c`), retransmits run with bottom halves off,

@@ -4,9 +4,9 @@ use aya_ebpf::{
     helpers::generated::bpf_get_current_cgroup_id, macros::perf_event, programs::PerfEventContext,
 };
 use aya_log_ebpf::warn;
-use podflame_wire::{Drop, Header, Probe, python::MAX_PYTHON_FRAMES, walk::set};
+use podflame_wire::{Drop, Probe, walk::set};
 
-use crate::{maps::ON_CPU_SCRATCH, python_stack, record::Run, stack, task};
+use crate::{maps::ON_CPU_SCRATCH, record::Run, stack, task};
 
 /// Samples the task that the timer interrupted, with both its stacks.
 #[perf_event]
@@ -33,15 +33,7 @@ pub(crate) fn on_cpu(ctx: PerfEventContext) -> u32 {
         if !in_user_mode {
             stack::kernel(ctx.ctx.cast(), &mut scratch.frames, &mut header.stack);
         }
-        let Header { task, stack, .. } = header;
-        stack::user(&mut scratch.walk, start, task, &mut scratch.frames, stack);
-        python_stack::walk(
-            &mut scratch.python,
-            task,
-            &mut scratch.frames,
-            stack,
-            MAX_PYTHON_FRAMES,
-        );
+        stack::whole(scratch, start);
         run.send(scratch, false)
     };
     if full == Err(0) {

@@ -118,6 +118,9 @@ record! {
     }
 }
 
+/// That there is what was looked for; no [`PythonEnd`] has the number.
+pub const FOUND: u64 = 0x100;
+
 /// The words of a [`Process`], for those who copy it as such.
 pub const PROCESS_WORDS: usize = size_of::<Process>() / 8;
 
@@ -142,6 +145,8 @@ pub struct Walk {
     at: u64,
     /// The thread's state, once it is found.
     found: u64,
+    /// The two words of the frame that [`Walk::step`] read.
+    frame: [u64; 2],
     /// What was read last.
     words: [u64; WORDS],
 }
@@ -163,43 +168,33 @@ impl Walk {
     }
 
     /// Writes the thread's frames to `out` from `at` on, innermost first and two words each, at most
-    /// `most`; returns how many there are, and why it ended. `N` is a power of two. `hint` is where the
-    /// thread's state was the last time, or 0.
+    /// `most`; returns how many there are, and why it ended. `N` is a power of two.
+    ///
+    /// `find` and `step` are [`Walk::find`] and [`Walk::step`]: a BPF program makes each a function of its
+    /// own, which the verifier looks at once.
     #[inline(always)]
     pub fn run<const N: usize>(
         &mut self,
-        memory: &impl Memory,
-        hint: u64,
+        find: impl Fn(&mut Self) -> u64,
+        step: impl Fn(&mut Self) -> u64,
         out: &mut [u64; N],
         at: usize,
         most: usize,
     ) -> (u16, PythonEnd) {
-        if (hint == 0 || !self.is_thread(memory, hint))
-            && let Err(end) = self.find_thread(memory)
-        {
-            return (0, end);
-        }
-        let current = get(&self.process.layout.current);
-        if current != DIRECT {
-            let Some(frame) = self.word_at(memory, get(&self.at).wrapping_add(current as u64))
-            else {
-                return (0, PythonEnd::Unreadable);
-            };
-            set(&mut self.at, frame);
+        let reason = find(self);
+        if reason != FOUND {
+            return (0, PythonEnd::from_number(reason as u8).unwrap_or(PythonEnd::None));
         }
         let mut count = 0;
         let mut end = PythonEnd::Truncated;
         while count < most {
-            match self.frame(memory) {
-                Ok((code, place)) => {
-                    out[(at + 2 * count) & (N - 1)] = code;
-                    out[(at + 2 * count + 1) & (N - 1)] = place;
-                }
-                Err(reason) => {
-                    end = reason;
-                    break;
-                }
+            let reason = step(self);
+            if reason != FOUND {
+                end = PythonEnd::from_number(reason as u8).unwrap_or(PythonEnd::None);
+                break;
             }
+            out[(at + 2 * count) & (N - 1)] = get(&self.frame[0]);
+            out[(at + 2 * count + 1) & (N - 1)] = get(&self.frame[1]);
             count += 1;
         }
         if get(&self.at) == 0 {
@@ -212,6 +207,26 @@ impl Walk {
     #[inline(always)]
     pub fn found(&self) -> u64 {
         get(&self.found)
+    }
+
+    /// Finds the thread's state, which was at `hint` the last time if that is not 0, and goes to its
+    /// innermost frame. Returns [`FOUND`], or the number of a [`PythonEnd`].
+    #[inline(always)]
+    pub fn find(&mut self, memory: &impl Memory, hint: u64) -> u64 {
+        if (hint == 0 || !self.is_thread(memory, hint))
+            && let Err(end) = self.find_thread(memory)
+        {
+            return end as u64;
+        }
+        let current = get(&self.process.layout.current);
+        if current != DIRECT {
+            let Some(frame) = self.word_at(memory, get(&self.at).wrapping_add(current as u64))
+            else {
+                return PythonEnd::Unreadable as u64;
+            };
+            set(&mut self.at, frame);
+        }
+        FOUND
     }
 
     /// Looks through the threads of all interpreters.
@@ -277,16 +292,17 @@ impl Walk {
         true
     }
 
-    /// Reads a frame and goes to the next outer one. Returns its two words.
+    /// Reads a frame, which `run` takes from here, and goes to the next outer one. Returns [`FOUND`], or
+    /// the number of a [`PythonEnd`].
     #[inline(always)]
-    fn frame(&mut self, memory: &impl Memory) -> Result<(u64, u64), PythonEnd> {
+    pub fn step(&mut self, memory: &impl Memory) -> u64 {
         let frame = get(&self.at);
         if frame == 0 {
-            return Err(PythonEnd::Complete);
+            return PythonEnd::Complete as u64;
         }
         let bytes = get(&self.process.layout.frame_bytes);
         if !self.read(memory, frame, bytes) {
-            return Err(PythonEnd::Unreadable);
+            return PythonEnd::Unreadable as u64;
         }
         let previous = self.word(get(&self.process.layout.frame_previous));
         set(&mut self.at, previous);
@@ -299,7 +315,9 @@ impl Walk {
         let start = code.wrapping_add(get(&self.process.layout.code_start) as u64)
             & ones(get(&self.process.layout.relative) as u64);
         let place = self.word(get(&self.process.layout.frame_place)).wrapping_sub(start);
-        Ok((code & !hidden, place & PLACE | entry << ENTRY.trailing_zeros()))
+        set(&mut self.frame[0], code & !hidden);
+        set(&mut self.frame[1], place & PLACE | entry << ENTRY.trailing_zeros());
+        FOUND
     }
 
     /// Copies from an address to the words.

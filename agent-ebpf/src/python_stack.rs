@@ -24,6 +24,28 @@ impl Memory for Current {
     }
 }
 
+/// Finds the thread, as a function that the verifier looks at by itself.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn find_thread(walk: *mut Walk, hint: u64) -> u64 {
+    if walk.is_null() {
+        return PythonEnd::None as u64;
+    }
+    // SAFETY: the verifier makes sure of it: the callers pass a walk or nothing.
+    unsafe { (*walk).find(&Current, hint) }
+}
+
+/// Reads a frame, likewise.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn next_frame(walk: *mut Walk) -> u64 {
+    if walk.is_null() {
+        return PythonEnd::None as u64;
+    }
+    // SAFETY: as in `find_thread`.
+    unsafe { (*walk).step(&Current) }
+}
+
 /// Writes the Python stack of the running task behind the frames that `shape` states, at most `most`
 /// frames; then how many there are, and why it ended, to `shape`.
 #[inline(always)]
@@ -49,7 +71,8 @@ pub(crate) fn walk<const N: usize>(
     // SAFETY: the value is copied out at once.
     let hint = unsafe { PYTHON_THREADS.get(task.tid) }.copied().unwrap_or(0);
     let at = (get(&shape.kernel_frames) + get(&shape.user_frames)) as usize;
-    let (count, end) = walk.run(&Current, hint, out, at, most);
+    let find = |walk: &mut Walk| find_thread(walk, hint);
+    let (count, end) = walk.run(find, |walk| next_frame(walk), out, at, most);
     let found = walk.found();
     if found != hint && found != 0 {
         // A failure only means that the thread is looked for again.

@@ -98,7 +98,9 @@ impl Run {
         header.time_ns = time_ns;
         let (weight, end) = (get(&header.weight), get(&header.stack.user_end));
         let python_end = get(&header.stack.python_end);
-        let wake = is_new(&header.task) || urgent || is_filling();
+        // What has mappings here was seen.
+        let known = get(&scratch.walk.generation) != 0;
+        let wake = urgent || (!known && is_new(&header.task)) || is_filling();
         let wake = if wake { BPF_RB_FORCE_WAKEUP } else { BPF_RB_NO_WAKEUP };
         // SAFETY: the frames lie right behind the record, so that many bytes are there.
         let failed = unsafe {

@@ -5,12 +5,17 @@
 
 use aya_ebpf::helpers::generated::{bpf_get_stack, bpf_probe_read_user};
 use podflame_wire::{
-    MAX_FRAMES, StackEnd, StackShape, Task,
+    Header, MAX_FRAMES, StackEnd, StackShape, Task,
+    python::MAX_PYTHON_FRAMES,
     unwind::{Mapping, Page, Rule},
     walk::{self, Start, Target, WINDOW, Walk, get, set},
 };
 
-use crate::maps::{FRAMES, MAPPINGS, PROCESSES, RULES, TABLES};
+use crate::{
+    maps::{FRAMES, MAPPINGS, PROCESSES, RULE_CACHE, RULES, SENDER_FRAMES, Scratch, TABLES},
+    python_stack,
+    record::Record,
+};
 
 /// Puts the kernel stack at the front of `frames`, and how many there are into `shape`.
 ///
@@ -65,13 +70,27 @@ impl Target for Running {
     fn rule(&self, index: u16) -> Option<&Rule> {
         RULES.get(index.into())
     }
+
+    #[inline(always)]
+    fn recall(&self, at: u64, generation: u32) -> u32 {
+        // SAFETY: the cache is this CPU's; see `RULE_CACHE` for who uses it.
+        RULE_CACHE.get(0).map_or(0, |cache| cache.get(at, generation))
+    }
+
+    #[inline(always)]
+    fn remember(&self, at: u64, generation: u32, rule: u32) {
+        if let Some(cache) = RULE_CACHE.get_ptr_mut(0) {
+            // SAFETY: as in `recall`.
+            unsafe { (*cache).put(at, generation, rule) };
+        }
+    }
 }
 
 /// A step of a walk, as a function that the verifier looks at by itself (`global function`): it knows
 /// nothing of what the caller knows, and so looks at it once.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub(crate) extern "C" fn step_out(walk: *mut Walk) -> u64 {
+extern "C" fn step_out(walk: *mut Walk) -> u64 {
     if walk.is_null() {
         return StackEnd::None as u64;
     }
@@ -79,14 +98,70 @@ pub(crate) extern "C" fn step_out(walk: *mut Walk) -> u64 {
     unsafe { (*walk).step(&Running) }
 }
 
+/// The same, the short way if there is one. Apart, so that it is short in instructions too.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn hop_out(walk: *mut Walk) -> u64 {
+    if walk.is_null() {
+        return StackEnd::None as u64;
+    }
+    // SAFETY: as in `step_out`.
+    match unsafe { (*walk).hop(&Running) } {
+        0 => step_out(walk),
+        frame => frame,
+    }
+}
+
+/// Declares a walk that writes to a buffer of a length, as a function that the verifier looks at by itself;
+/// its result holds how many frames there are, and from bit 16 on the number of the [`StackEnd`].
+macro_rules! walk_out {
+    ($name:ident, $frames:expr) => {
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $name(walk: *mut Walk, out: *mut [u64; $frames], at: u64) -> u64 {
+            if walk.is_null() || out.is_null() {
+                return 0;
+            }
+            // SAFETY: as in `step_out`.
+            let (walk, out) = unsafe { (&mut *walk, &mut *out) };
+            let (count, end) = walk.run::<Running, _>(|walk| hop_out(walk), out, at as usize);
+            count as u64 | (end as u64) << 16
+        }
+    };
+}
+walk_out!(walk_out, FRAMES);
+walk_out!(walk_sender_out, SENDER_FRAMES);
+
+/// Where frames go.
+pub(crate) trait Frames {
+    /// Writes the frames of a walk that has begun from `at` on.
+    fn walk_out(&mut self, walk: &mut Walk, at: u64) -> u64;
+}
+
+impl Frames for [u64; FRAMES] {
+    #[inline(always)]
+    fn walk_out(&mut self, walk: &mut Walk, at: u64) -> u64 {
+        walk_out(walk, self, at)
+    }
+}
+
+impl Frames for [u64; SENDER_FRAMES] {
+    #[inline(always)]
+    fn walk_out(&mut self, walk: &mut Walk, at: u64) -> u64 {
+        // A perf event can interrupt this, and change what is remembered under its hands.
+        set(&mut walk.generation, 0);
+        walk_sender_out(walk, self, at)
+    }
+}
+
 /// Writes the user stack of `task`, which runs, behind the kernel frames that `shape` states, innermost
 /// frame first; then how many there are, and why it ended, to `shape`.
 #[inline(always)]
-pub(crate) fn user<const N: usize>(
+pub(crate) fn user<F: Frames>(
     walk: &mut Walk,
     mut start: Start,
     task: &Task,
-    out: &mut [u64; N],
+    out: &mut F,
     shape: &mut StackShape,
 ) {
     // SAFETY: what is read is not kept.
@@ -94,11 +169,22 @@ pub(crate) fn user<const N: usize>(
         && process.start_ns == get(&task.start_ns)
         && process.exec_id == get(&task.exec_id)
     {
-        (start.first, start.mappings) = (process.first, process.mappings);
+        (start.first, start.mappings) = (get(&process.first), get(&process.mappings));
+        start.generation = get(&process.generation);
     }
-    let at = get(&shape.kernel_frames) as usize;
-    let (count, end) = walk.run::<Running, N>(|walk| step_out(walk), start, out, at);
+    walk.begin(&start);
+    let result = out.walk_out(walk, get(&shape.kernel_frames) as u64);
     // To memory at once: what follows reads it from there, and is then the same for all ends.
-    set(&mut shape.user_frames, count as u16);
-    set(&mut shape.user_end, end as u8);
+    set(&mut shape.user_frames, result as u16);
+    set(&mut shape.user_end, (result >> 16) as u8);
+}
+
+/// Writes the user stack of the running task and its Python stack behind the kernel frames that the record
+/// in `scratch` states.
+#[inline(always)]
+pub(crate) fn whole<R: Record>(scratch: &mut Scratch<R>, start: Start) {
+    let Header { task, stack, .. } = scratch.record.header();
+    user(&mut scratch.walk, start, task, &mut scratch.frames, stack);
+    let python = &mut scratch.python;
+    python_stack::walk(python, task, &mut scratch.frames, stack, MAX_PYTHON_FRAMES);
 }

@@ -33,8 +33,7 @@ unsafe fn read_registers(regs: *const pt_regs, walk: &mut Walk) -> Start {
             };
         }
         // By their DWARF numbers (System V ABI for x86-64, figure 3.36).
-        let start =
-            Start { ip: reg!(rip), sp: reg!(rsp), fp: reg!(rbp), link: 0, first: 0, mappings: 0 };
+        let start = Start { ip: reg!(rip), sp: reg!(rsp), fp: reg!(rbp), ..Start::default() };
         let registers = &mut walk.registers;
         set(&mut registers[0], reg!(rax));
         set(&mut registers[1], reg!(rdx));

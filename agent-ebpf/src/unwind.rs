@@ -172,8 +172,9 @@ pub struct Process {
     pub first: u32,
     /// How many it has.
     pub mappings: u32,
-    /// Zero.
-    pub pad: u32,
+    /// Number of this list of mappings. No two lists ever have the same, of whatever processes, and none
+    /// has 0; what is known of a generation stays true.
+    pub generation: u32,
 }
 
 const _: () = {

@@ -22,6 +22,9 @@ pub const WINDOW: usize = 128;
 /// Bytes of the window.
 const WINDOW_BYTES: u64 = (WINDOW * 8) as u64;
 
+/// Where a window never is: a bit is set that is not in any window's address.
+const NOTHING: u64 = 8;
+
 /// Below this nothing is ever mapped (`vm.mmap_min_addr` is 64 KiB, a page at the least).
 const USER_START: u64 = 0x1000;
 
@@ -92,6 +95,14 @@ pub trait Target {
     fn page(&self, table: u32, page: u32) -> Option<&Page>;
     /// A rule.
     fn rule(&self, index: u16) -> Option<&Rule>;
+    /// What [`Target::remember`] was told last of this address, or 0. It may forget.
+    #[inline(always)]
+    fn recall(&self, _at: u64, _generation: u32) -> u32 {
+        0
+    }
+    /// Takes note of the rule for an address, which holds wherever the generation is the same.
+    #[inline(always)]
+    fn remember(&self, _at: u64, _generation: u32, _rule: u32) {}
 }
 
 /// Where a walk starts.
@@ -109,35 +120,41 @@ pub struct Start {
     pub first: u32,
     /// How many mappings it has; 0: nothing is known of the process yet.
     pub mappings: u32,
+    /// Their [generation](crate::unwind::Process::generation); 0: no rule is to be remembered.
+    pub generation: u32,
 }
 
 /// A walk.
 #[derive(Clone, Debug)]
 #[repr(C)]
 pub struct Walk {
-    ip: u64,
-    sp: u64,
-    fp: u64,
+    pub(crate) ip: u64,
+    pub(crate) sp: u64,
+    pub(crate) fp: u64,
     link: u64,
     /// What is subtracted from `ip` to be within the instruction: 1 for a return address, which is
     /// behind the call and may be behind the function.
-    back: u64,
+    pub(crate) back: u64,
     /// 1 while the frame is the innermost, whose registers are known.
     innermost: u64,
     /// 1 if the frame was found by frame pointer.
-    chained: u64,
+    pub(crate) chained: u64,
     /// 1 while `link` is the frame's own: in the innermost, and in one that a signal interrupted.
     linked: u64,
     /// The process's mappings.
     first: u32,
     mappings: u32,
-    /// The mapping that `ip` is in: from `start`, up to `end`.
-    start: u64,
-    end: u64,
+    /// The mapping that was found last: from `start`, up to `end`.
+    pub(crate) start: u64,
+    pub(crate) end: u64,
     bias: u64,
     table: u32,
-    kind: u32,
-    /// Address of what is in the window; 1, which is not aligned: nothing.
+    pub(crate) kind: u32,
+    /// Of the mappings; 0: nothing is remembered of them.
+    pub generation: u32,
+    /// Zero.
+    pad: u32,
+    /// Address of what is in the window, or [`NOTHING`].
     base: u64,
     window: [u64; WINDOW],
     /// Registers in the innermost frame, by DWARF number; whoever starts the walk writes them.
@@ -164,47 +181,55 @@ impl Walk {
             bias: 0,
             table: 0,
             kind: 0,
-            base: 1,
+            generation: 0,
+            pad: 0,
+            base: NOTHING,
             window: [0; WINDOW],
             registers: [0; REGISTERS],
         }
+    }
+
+    /// Goes to where a walk starts.
+    #[inline(always)]
+    pub fn begin(&mut self, start: &Start) {
+        set(&mut self.ip, start.ip);
+        set(&mut self.sp, start.sp);
+        set(&mut self.fp, start.fp);
+        set(&mut self.link, start.link);
+        set(&mut self.back, 0);
+        set(&mut self.innermost, 1);
+        set(&mut self.chained, 0);
+        set(&mut self.linked, 1);
+        set(&mut self.first, start.first);
+        set(&mut self.mappings, start.mappings);
+        set(&mut self.generation, start.generation);
+        set(&mut self.start, 1);
+        set(&mut self.end, 0);
+        set(&mut self.base, NOTHING);
     }
 
     /// Writes the user stack to `out` from `at` on, innermost frame first, at most [`MAX_FRAMES`];
     /// returns how many there are, and why it ended. `N` is a power of two, and indices are taken
     /// modulo `N`. A frame that was found by frame pointer has [`BY_FRAME_POINTER`] set.
     ///
-    /// `step` is [`Walk::step`]: a BPF program makes it a function of its own, which the verifier looks
-    /// at once, and not once for each frame.
+    /// `next` is [`Walk::hop`] and, where that gives 0, [`Walk::step`]: a BPF program makes that a function
+    /// of its own, which the verifier looks at once, and not once for each frame.
     #[inline(always)]
     pub fn run<T: Target, const N: usize>(
         &mut self,
-        step: impl Fn(&mut Self) -> u64,
-        begin: Start,
+        next: impl Fn(&mut Self) -> u64,
         out: &mut [u64; N],
         at: usize,
     ) -> (usize, StackEnd) {
-        if !is_code::<T>(begin.ip) {
+        let ip = get(&self.ip);
+        if !is_code::<T>(ip) {
             return (0, StackEnd::None);
         }
-        set(&mut self.ip, begin.ip);
-        set(&mut self.sp, begin.sp);
-        set(&mut self.fp, begin.fp);
-        set(&mut self.link, begin.link);
-        set(&mut self.back, 0);
-        set(&mut self.innermost, 1);
-        set(&mut self.chained, 0);
-        set(&mut self.linked, 1);
-        set(&mut self.first, begin.first);
-        set(&mut self.mappings, begin.mappings);
-        set(&mut self.start, 1);
-        set(&mut self.end, 0);
-        set(&mut self.base, 1);
-        out[at & (N - 1)] = begin.ip;
+        out[at & (N - 1)] = ip;
         let mut count = 1;
         // Once more than there are frames: the last is one only if code is there, and may be the outermost.
         while count <= MAX_FRAMES {
-            let frame = step(self);
+            let frame = next(self);
             if frame < USER_START {
                 let end = StackEnd::from_number(frame as u8).unwrap_or(StackEnd::None);
                 // What was taken for the caller is no code, so it was not the caller.
@@ -255,6 +280,10 @@ impl Walk {
         else {
             return Err(StackEnd::NoTable);
         };
+        let generation = get(&self.generation);
+        if index != NO_RULE && generation != 0 {
+            target.remember(at, generation, rule.usual());
+        }
         // With a stack pointer that is not known, only the frame pointer leads on.
         if !T::Machine::POINTER_ENDS_FRAME && get(&self.chained) != 0 && rule.is_by_stack_pointer()
         {
@@ -273,6 +302,9 @@ impl Walk {
         let mut found = (0, u64::MAX, 0, 0, MappingKind::NoTable as u32);
         if len > 0 {
             for _ in 0..MAPPING_STEPS {
+                if len < 2 {
+                    break;
+                }
                 let half = len >> 1;
                 let Some(mapping) = target.mapping(low.wrapping_add(half)) else { break };
                 // 1 if the mapping begins at or below the address.
@@ -387,14 +419,10 @@ impl Walk {
             let link = self.word(target, sp.wrapping_add_signed(rule.cfa_add.into()))?;
             set(&mut self.link, link);
         }
+        self.arrive(ip, caller_sp, caller_fp, by_pointer);
         set(&mut self.linked, u64::from(linked));
-        set(&mut self.chained, u64::from(by_pointer));
-        set(&mut self.ip, ip);
-        set(&mut self.sp, caller_sp);
-        set(&mut self.fp, caller_fp);
         // A signal can interrupt any instruction, and it is that one which is next.
         set(&mut self.back, u64::from(!signal));
-        set(&mut self.innermost, 0);
         Ok(ip | (BY_FRAME_POINTER * (u64::from(by_pointer) & uncertain)))
     }
 
@@ -404,21 +432,53 @@ impl Walk {
         if get(&self.mappings) == 0 { StackEnd::NoFramePointer } else { StackEnd::NoTable }
     }
 
+    /// Takes the caller's registers for a frame that made a call.
+    #[inline(always)]
+    pub(crate) fn arrive(&mut self, ip: u64, sp: u64, fp: u64, by_pointer: bool) {
+        set(&mut self.ip, ip);
+        set(&mut self.sp, sp);
+        set(&mut self.fp, fp);
+        set(&mut self.back, 1);
+        set(&mut self.innermost, 0);
+        set(&mut self.chained, u64::from(by_pointer));
+        set(&mut self.linked, 0);
+    }
+
     /// A word of the stack.
     #[inline(always)]
     fn word<T: Target>(&mut self, target: &T, address: u64) -> Result<u64, StackEnd> {
+        if self.reach(target, address) { Ok(self.at(address)) } else { Err(StackEnd::Unreadable) }
+    }
+
+    /// Makes sure that a word is in the window. `false` if it cannot be read.
+    #[inline(always)]
+    pub(crate) fn reach<T: Target>(&mut self, target: &T, address: u64) -> bool {
+        if self.is_here(address) {
+            return true;
+        }
         if !address.is_multiple_of(8) || address >= T::Machine::USER_END {
-            return Err(StackEnd::Unreadable);
+            return false;
         }
         let base = address & !(WINDOW_BYTES - 1);
-        if base != get(&self.base) {
-            set(&mut self.base, 1);
-            if !target.read(base, &mut self.window) {
-                return Err(StackEnd::Unreadable);
-            }
-            set(&mut self.base, base);
+        set(&mut self.base, NOTHING);
+        if !target.read(base, &mut self.window) {
+            return false;
         }
-        Ok(get(&self.window[(address / 8) as usize & (WINDOW - 1)]))
+        set(&mut self.base, base);
+        true
+    }
+
+    /// Whether a word is in the window.
+    #[inline(always)]
+    pub(crate) fn is_here(&self, address: u64) -> bool {
+        // An aligned address in the window has no other bits than these.
+        address & !(WINDOW_BYTES - 8) == get(&self.base)
+    }
+
+    /// A word of the window.
+    #[inline(always)]
+    pub(crate) fn at(&self, address: u64) -> u64 {
+        get(&self.window[(address / 8) as usize & (WINDOW - 1)])
     }
 }
 
@@ -470,6 +530,6 @@ pub fn set<T: Copy>(field: &mut T, value: T) {
 
 /// Whether code of user space can be at this address.
 #[inline(always)]
-fn is_code<T: Target>(address: u64) -> bool {
+pub(crate) fn is_code<T: Target>(address: u64) -> bool {
     (USER_START..T::Machine::USER_END).contains(&address)
 }

@@ -63,6 +63,7 @@ macro_rules! numbered {
     };
 }
 
+pub mod hop;
 pub mod unwind;
 pub mod walk;
 

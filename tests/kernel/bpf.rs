@@ -81,3 +81,19 @@ impl Held {
         }
     }
 }
+
+/// How many instructions the verifier looked at of each program that a process holds, by its name.
+pub(crate) fn verified(pid: u32) -> Result<BTreeMap<String, u32>> {
+    let held = held(pid)?;
+    let mut verified = BTreeMap::new();
+    for program in loaded_programs() {
+        // One that goes while the kernel lists it is none of ours.
+        let Ok(program) = program else { continue };
+        if let (true, Some(count)) =
+            (held.programs.contains(&program.id()), program.verified_instruction_count())
+        {
+            verified.insert(program.name_as_str().unwrap_or_default().to_owned(), count);
+        }
+    }
+    Ok(verified)
+}

@@ -20,6 +20,7 @@ mod retransmit;
 mod running;
 mod shared;
 mod unwind;
+mod verifier;
 
 use std::{env, process::ExitCode};
 
@@ -30,7 +31,7 @@ use podflame_tests::Node;
 type Test = (&'static str, fn() -> anyhow::Result<()>);
 
 fn main() -> ExitCode {
-    let tables: [(&str, &[Test]); 11] = [
+    let tables: [(&str, &[Test]); 12] = [
         ("account", account::TESTS),
         ("agent", agent::TESTS),
         ("attribution", attribution::TESTS),
@@ -42,6 +43,7 @@ fn main() -> ExitCode {
         ("retransmit", retransmit::TESTS),
         ("shared", shared::TESTS),
         ("unwind", unwind::TESTS),
+        ("verifier", verifier::TESTS),
     ];
     let trials = tables.iter().flat_map(|(subject, tests)| {
         tests.iter().map(move |(name, test)| {

@@ -175,7 +175,9 @@ fn a_stack_is_what_python_says(minor: u8, python: &Path) -> Result<()> {
     let mut walk = Walk::new();
     walk.begin(&program.process, thread);
     let mut words = [0; 256];
-    let (count, end) = walk.run(&memory, 0, &mut words, 0, MAX_PYTHON_FRAMES);
+    let find = |walk: &mut Walk| walk.find(&memory, 0);
+    let step = |walk: &mut Walk| walk.step(&memory);
+    let (count, end) = walk.run(find, step, &mut words, 0, MAX_PYTHON_FRAMES);
     assert_eq!(end, PythonEnd::Complete);
     let mut found = Vec::new();
     for [address, place] in &words.as_chunks::<2>().0[..count.into()] {

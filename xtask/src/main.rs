@@ -3,6 +3,7 @@
 //! Each chore installs what it lacks, says what it does on the terminal, and fails with the remedy.
 //! Nothing here is part of the product.
 
+mod bench;
 mod build_ebpf;
 mod lint;
 mod record_stacks;
@@ -25,6 +26,11 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Chore {
+    /// Measure podflame beside other profilers, as root.
+    Bench {
+        #[command(subcommand)]
+        what: bench::Bench,
+    },
     /// Build the BPF programs into agent-ebpf/podflame.bpf.o, which the agent embeds.
     BuildEbpf {
         /// Build nothing; fail when the committed object is older than its sources.
@@ -49,6 +55,7 @@ enum Chore {
 
 fn main() -> ExitCode {
     let done = match Cli::parse().chore {
+        Chore::Bench { what } => bench::bench(what),
         Chore::BuildEbpf { check: true } => build_ebpf::check(shell::root()),
         Chore::BuildEbpf { check: false } => build_ebpf::build_and_commit(),
         Chore::Ci => shell::run(&mut Command::new(shell::root().join(".ci/run"))),

@@ -91,6 +91,14 @@ impl Tables {
         Ok(table)
     }
 
+    /// Maps that no program reads, for so many processes.
+    #[cfg(test)]
+    pub(crate) fn alone(processes: u32) -> Result<Self, super::KernelError> {
+        let mut loader = aya::EbpfLoader::new();
+        let name = podflame_wire::map::PROCESSES;
+        super::take_tables(&mut loader.map_max_entries(name, processes).load(super::OBJECT)?)
+    }
+
     /// Puts rules at consecutive indices.
     ///
     /// # Errors
@@ -129,45 +137,43 @@ impl Tables {
     ///
     /// # Errors
     ///
-    /// If the kernel refuses.
+    /// If the kernel refuses. What is staged stays so, for the next time.
     pub fn commit(&mut self) -> Result<(), MapError> {
-        let staged = std::mem::take(&mut self.staged);
-        if staged.is_empty() {
+        if self.staged.is_empty() {
             return Ok(());
         }
-        let tables: Vec<(u32, &Table)> = staged
+        let tables: Vec<(u32, &Table)> = self
+            .staged
             .iter()
             .map(|(slot, table)| (*slot, table.as_ref().unwrap_or(&self.empty)))
             .collect();
-        if batch(self.tables_fd.as_fd(), &tables).is_ok() {
-            return Ok(());
+        if batch(self.tables_fd.as_fd(), &tables).is_err() {
+            // Kernels before 5.16 do not know batches of maps.
+            for (slot, table) in tables {
+                self.tables.set(slot, table, 0)?;
+            }
         }
-        // Kernels before 5.16 do not know batches of maps.
-        for (slot, table) in tables {
-            self.tables.set(slot, table, 0)?;
-        }
+        self.staged.clear();
         Ok(())
     }
 
-    /// Puts mappings at consecutive indices, which no process has.
+    /// Says what is known of a process, in place of what was: commits what is staged, and puts its mappings
+    /// where `process` says that they are, which no other process has.
     ///
     /// # Errors
     ///
-    /// If the kernel refuses.
-    pub fn put_mappings(&mut self, first: u32, mappings: &[Mapping]) -> Result<(), MapError> {
-        for (index, mapping) in (first..).zip(mappings) {
+    /// If the kernel refuses, as when there are too many processes. Then no program knows of it.
+    pub fn put(
+        &mut self,
+        pid: u32,
+        process: Process,
+        mappings: &[Mapping],
+    ) -> Result<(), MapError> {
+        self.commit()?;
+        for (index, mapping) in (process.first..).zip(mappings) {
             let words: MappingWords = transmute!(*mapping);
             self.mappings.set(index, words, 0)?;
         }
-        Ok(())
-    }
-
-    /// Says what is known of a process, in place of what was.
-    ///
-    /// # Errors
-    ///
-    /// If the kernel refuses, as when there are too many.
-    pub fn put_process(&mut self, pid: u32, process: Process) -> Result<(), MapError> {
         let words: ProcessWords = transmute!(process);
         self.processes.insert(pid, words, 0)
     }

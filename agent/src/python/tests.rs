@@ -82,7 +82,13 @@ impl Case {
         let mut walk = Walk::new();
         walk.begin(&self.process, self.thread);
         let mut words = [0; 256];
-        let (count, end) = walk.run(&self.image, hint, &mut words, 0, most);
+        let (count, end) = walk.run(
+            |walk| walk.find(&self.image, hint),
+            |walk| walk.step(&self.image),
+            &mut words,
+            0,
+            most,
+        );
         (words[..2 * usize::from(count)].to_vec(), end, walk.found())
     }
 

@@ -12,6 +12,8 @@
 mod cases;
 mod ranges;
 mod space;
+#[cfg(test)]
+mod tests;
 
 use std::{
     collections::VecDeque,
@@ -165,6 +167,7 @@ pub struct Unwinder {
     next_slot: u32,
     freed: VecDeque<(Instant, Freed)>,
     clock: u64,
+    generation: u32,
     stats: Unwinding,
     told: watch::Sender<Unwinding>,
 }
@@ -185,6 +188,7 @@ impl Unwinder {
             next_slot: 0,
             freed: VecDeque::new(),
             clock: 0,
+            generation: 0,
             stats: Unwinding::default(),
             told: stats,
         }
@@ -311,16 +315,21 @@ impl Unwinder {
             self.release(&files);
             return Ok(());
         };
-        self.kernel.commit()?;
-        self.kernel.put_mappings(first, &space)?;
+        // No two lists have the same before 2^32 of them were made, and no walk knows 0.
+        self.generation = self.generation.wrapping_add(1).max(1);
         let process = Process {
             start_ns: told.process.start_ns,
             exec_id: told.process.exec_id,
             first,
             mappings: len,
-            pad: 0,
+            generation: self.generation,
         };
-        self.kernel.put_process(pid, process)?;
+        if let Err(error) = self.kernel.put(pid, process, &space) {
+            // What is known of the process stays as it was. A walk cannot have seen the new mappings.
+            self.release(&files);
+            self.ranges.give(first, len);
+            return Err(error);
+        }
         let known =
             Known { process: told.process, first, mappings: space, files, used: self.clock };
         let before = self.known.insert(pid, known);

@@ -94,8 +94,9 @@ const RULES: &[Rule] = &[
         patterns: &["thread::sleep(", "time::sleep("],
         part: Part::TestCode,
         within: &[],
-        // `wait_for` looks again and again; workloads are what is observed, not the observers.
-        except: &[HERE, "tests/src/wait", "tests/workloads"],
+        // `wait_for` looks again and again; workloads are what is observed, not the observers; and a
+        // measurement lasts as long as it shall.
+        except: &[HERE, "tests/src/wait", "tests/workloads", "tests/bench"],
         remedy: "wait for the condition itself: podflame_tests::wait_for",
     },
     Rule {

@@ -201,12 +201,14 @@ fn walk<M: Processor>(random: &mut Random, table: &FileTable, rules: &Rules) -> 
         link: place(random),
         first: 0,
         mappings: mappings.len() as u32,
+        generation: 0,
     };
     let target = Mapped::<M> { table, mappings, rules, words, processor: std::marker::PhantomData };
     let mut walk = Walk::new();
     walk.registers = std::array::from_fn(|_| sp);
     let mut out = [0; 128];
-    let (count, _) = walk.run::<Mapped<'_, M>, _>(|w| w.step(&target), start, &mut out, 0);
+    walk.begin(&start);
+    let (count, _) = walk.run::<Mapped<'_, M>, _>(|w| w.step(&target), &mut out, 0);
     assert!(count <= MAX_FRAMES);
     for frame in out.iter().take(count).skip(1).map(|frame| frame & !BY_FRAME_POINTER) {
         assert!(target.mappings.iter().any(|m| (m.start..=m.end).contains(&frame)), "{frame:x}");

@@ -16,10 +16,11 @@
 //! differs WHY                        only where the walk has fewer frames than gdb
 //! ```
 
-use std::{collections::BTreeMap, fmt::Write as _};
+use std::{cell::RefCell, collections::BTreeMap, fmt::Write as _};
 
 use podflame_wire::{
     MAX_FRAMES, StackEnd,
+    hop::RuleCache,
     unwind::{Cfa, Mapping, MappingKind, NO_ROW, NO_RULE, PAGE_ROWS, Page, Rule, Saved},
     walk::{REGISTERS, Start, Target, WINDOW, Walk},
 };
@@ -43,17 +44,58 @@ pub(super) struct Case {
     pub(super) differs: Option<String>,
 }
 
-/// What a walk finds: frames as it marks them, and why it ended.
+/// What a walk finds: frames as it marks them, and why it ended. It finds the same the short way, be the
+/// rules remembered or not.
 pub(super) fn walk<T: Target>(
     target: &T,
-    start: Start,
+    mut start: Start,
     registers: [u64; REGISTERS],
 ) -> (Vec<u64>, StackEnd) {
-    let mut walk = Walk::new();
-    walk.registers = registers;
-    let mut out = [0; (MAX_FRAMES + 1).next_power_of_two()];
-    let (count, end) = walk.run::<T, _>(|walk| walk.step(target), start, &mut out, 0);
-    (out[..count].to_vec(), end)
+    let walk = |start: &Start, next: &dyn Fn(&mut Walk) -> u64| {
+        let mut walk = Walk::new();
+        walk.registers = registers;
+        walk.begin(start);
+        let mut out = [0; (MAX_FRAMES + 1).next_power_of_two()];
+        let (count, end) = walk.run::<T, _>(next, &mut out, 0);
+        (out[..count].to_vec(), end)
+    };
+    let found = walk(&start, &|walk| walk.step(target));
+    let remembering = Remembering(target, RefCell::new(RuleCache::new()));
+    start.generation = 7;
+    for _ in 0..2 {
+        let short = walk(&start, &|walk| match walk.hop(&remembering) {
+            0 => walk.step(&remembering),
+            frame => frame,
+        });
+        assert_eq!(short, found);
+    }
+    found
+}
+
+/// What is behind it, and the rules that were used.
+struct Remembering<'a, T>(&'a T, RefCell<RuleCache>);
+
+impl<T: Target> Target for Remembering<'_, T> {
+    type Machine = T::Machine;
+
+    fn read(&self, address: u64, window: &mut [u64; WINDOW]) -> bool {
+        self.0.read(address, window)
+    }
+    fn mapping(&self, index: u32) -> Option<&Mapping> {
+        self.0.mapping(index)
+    }
+    fn page(&self, table: u32, page: u32) -> Option<&Page> {
+        self.0.page(table, page)
+    }
+    fn rule(&self, index: u16) -> Option<&Rule> {
+        self.0.rule(index)
+    }
+    fn recall(&self, at: u64, generation: u32) -> u32 {
+        self.1.borrow().get(at, generation)
+    }
+    fn remember(&self, at: u64, generation: u32, rule: u32) {
+        self.1.borrow_mut().put(at, generation, rule);
+    }
 }
 
 /// A case as the walk reads it.
@@ -200,7 +242,7 @@ impl Case {
                 "machine" => case.machine = rest.into(),
                 "start" => {
                     let (ip, sp, fp, link) = (hex(0), hex(1), hex(2), hex(3));
-                    case.start = Start { ip, sp, fp, link, first: 0, mappings: 0 };
+                    case.start = Start { ip, sp, fp, link, ..Start::default() };
                 }
                 "register" => case.registers[words[0].parse::<usize>().unwrap()] = hex(1),
                 "map" => case.mappings.push(mapping(&words)),
