@@ -1,22 +1,20 @@
 //! Pods of a real node get their names: from its API server, with real containers.
 //!
-//! The tests share one node, which the first starts and [`end`] stops. What pods run is mounted from
-//! this machine, so that their image need not have it.
+//! The cluster is that of [`crate::cluster`].
 
 use std::{
     fs,
-    path::PathBuf,
     process::Command,
-    sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, ensure};
-use podflame_tests::{Node, podflame, tool, wait_for};
+use podflame_tests::{Node, podflame, wait_for};
 use serde_json::{Value, json};
 
 use crate::{
     Test,
+    cluster::{LIMIT, Objects, agent, node, owner, pod, spec, until_told, workloads},
     running::{Agent, Running, count, lines},
 };
 
@@ -35,140 +33,6 @@ pub(crate) const TESTS: &[Test] = &[
     ("a_retransmit_names_both_pods", a_retransmit_names_both_pods),
     ("nothing_of_who_opted_out_is_stored", nothing_of_who_opted_out_is_stored),
 ];
-
-/// Longer than a pod takes to start, or a name to come, on a machine that is busy with others.
-const LIMIT: Duration = Duration::from_secs(90);
-
-static NODE: Mutex<Option<Node>> = Mutex::new(None);
-
-/// The node, started if need be.
-fn node() -> Result<MutexGuard<'static, Option<Node>>> {
-    let mut node = NODE.lock().unwrap_or_else(PoisonError::into_inner);
-    if node.is_none() {
-        *node = Some(Node::start()?);
-    }
-    Ok(node)
-}
-
-/// Stops the node, if a test started it.
-pub(crate) fn end() {
-    drop(NODE.lock().unwrap_or_else(PoisonError::into_inner).take());
-}
-
-/// A pod's specification: one container that runs a workload of the tests.
-fn spec(container: &str, command: &[&str]) -> Result<Value> {
-    let workloads = tool("PODFLAME_WORKLOADS")?.canonicalize()?;
-    let host = ["/lib", "/lib64", "/usr"].map(PathBuf::from);
-    let mounts: Vec<_> = host.iter().filter(|path| path.exists()).cloned().collect();
-    let mounts = mounts.into_iter().chain([workloads.clone()]).enumerate();
-    let (mounts, volumes): (Vec<_>, Vec<_>) = mounts
-        .map(|(n, path)| {
-            let name = format!("v{n}");
-            (
-                json!({"name": name, "mountPath": path, "readOnly": true}),
-                json!({"name": name, "hostPath": {"path": path}}),
-            )
-        })
-        .unzip();
-    let (program, arguments) = command.split_first().context("no command")?;
-    Ok(json!({
-        "terminationGracePeriodSeconds": 0,
-        "containers": [{
-            "name": container, "image": "localhost/pause:1", "imagePullPolicy": "Never",
-            "command": [workloads.join(program)], "args": arguments, "volumeMounts": mounts,
-        }],
-        "volumes": volumes,
-    }))
-}
-
-/// A pod of that name alone, which runs once.
-fn pod(name: &str, spec: Value) -> Value {
-    let mut spec = spec;
-    spec["restartPolicy"] = "Never".into();
-    json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": spec})
-}
-
-/// An owner of pods, such as a Deployment.
-fn owner(api: &str, kind: &str, name: &str, spec: &Value) -> Value {
-    let labels = json!({"app": name, "podflame-test/hidden": "x"});
-    json!({
-        "apiVersion": api, "kind": kind, "metadata": {"name": name},
-        "spec": {
-            "selector": {"matchLabels": {"app": name}},
-            "template": {"metadata": {"labels": labels}, "spec": spec},
-        },
-    })
-}
-
-/// Objects of the cluster that are deleted when dropped.
-struct Objects<'a> {
-    node: &'a Node,
-    text: String,
-}
-
-impl<'a> Objects<'a> {
-    fn new(node: &'a Node, objects: &[Value]) -> Result<Self> {
-        let list = json!({"apiVersion": "v1", "kind": "List", "items": objects});
-        let made = Self { node, text: list.to_string() };
-        node.apply(&made.text)?;
-        Ok(made)
-    }
-}
-
-impl Drop for Objects<'_> {
-    fn drop(&mut self) {
-        let list: Value = serde_json::from_str(&self.text).unwrap_or_default();
-        for item in list["items"].as_array().into_iter().flatten() {
-            let (kind, name) = (&item["kind"], &item["metadata"]["name"]);
-            let (Some(kind), Some(name)) = (kind.as_str(), name.as_str()) else { continue };
-            let force = ["delete", kind, name, "--ignore-not-found", "--wait=false", "--now"];
-            if let Err(error) = self.node.kubectl(&force) {
-                eprintln!("left behind: {error:#}");
-            }
-        }
-    }
-}
-
-/// An agent that names pods by the API server.
-fn agent(node: &Node, arguments: &[&str]) -> Result<Agent> {
-    let kubeconfig = node.kubeconfig();
-    let kubeconfig = kubeconfig.to_str().context("a path in UTF-8")?;
-    let mut all = vec!["--signal", "cpu", "--kubernetes", "api", "--node-name", Node::NAME];
-    all.extend(["--kubeconfig", kubeconfig]);
-    all.extend(arguments);
-    Agent::start(&all)
-}
-
-/// The workloads that a stream told of, as last told, with the CPU time that it told in ns.
-fn workloads(watch: &Running) -> Result<Vec<(Value, u64)>> {
-    let text = watch.stdout()?;
-    // Its last line may be half written.
-    let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
-    let mut all: Vec<(Value, u64)> = Vec::new();
-    for line in lines(whole)? {
-        let (workload, weight) = (&line["workload"], line["weight"].as_u64().unwrap_or(0));
-        let key = |w: &Value| [w["pod_uid"].clone(), w["container_id"].clone(), w["kind"].clone()];
-        match all.iter_mut().find(|(known, _)| key(known) == key(workload)) {
-            Some((known, sum)) => {
-                *known = workload.clone();
-                *sum += weight;
-            }
-            None if workload.is_object() => all.push((workload.clone(), weight)),
-            None => {}
-        }
-    }
-    Ok(all)
-}
-
-/// Waits until a stream told of a workload of which all of these hold.
-fn until_told(watch: &mut Running, what: &[(&str, &str)]) -> Result<(Value, u64)> {
-    let found = wait_for(&format!("a workload with {what:?}"), LIMIT, || {
-        let all = workloads(watch)?;
-        let fits = |w: &Value| what.iter().all(|(key, value)| w[*key] == *value);
-        Ok(all.into_iter().find(|(workload, _)| fits(workload)))
-    });
-    found.with_context(|| format!("told of {:?}", workloads(watch).unwrap_or_default()))
-}
 
 fn cpu_of_a_pod_goes_to_its_deployment() -> Result<()> {
     let node = node()?;

@@ -9,6 +9,7 @@ mod agent;
 mod agreement;
 mod attribution;
 mod bpf;
+mod cluster;
 mod cpu;
 mod faults;
 mod input;
@@ -56,7 +57,7 @@ fn main() -> ExitCode {
     });
     let trials = trials.chain(python::trials()).collect();
     let conclusion = libtest_mimic::run(&Arguments::from_args(), trials);
-    kubernetes::end();
+    cluster::end();
     conclusion.exit_code()
 }
 

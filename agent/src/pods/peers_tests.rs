@@ -1,3 +1,4 @@
+//! Which addresses belong to whom, by what an API server tells.
 #![expect(clippy::unwrap_used, reason = "tests fail by panicking")]
 
 use serde_json::{Value, json};
