@@ -109,8 +109,12 @@ impl Resolver {
 
     /// Names addresses outside of this node by what is told there.
     #[must_use]
-    pub fn with_peers(self, peers: Option<LatestPeers>) -> Self {
-        Self { watched_peers: peers, ..self }
+    pub fn with_peers(mut self, mut watched: Option<LatestPeers>) -> Self {
+        // What was told already is no change any more.
+        let peers = watched.as_mut().map(|watched| Arc::clone(&watched.borrow_and_update()));
+        self.peers = peers.unwrap_or_default();
+        self.watched_peers = watched;
+        self
     }
 
     /// Takes out of everything what those rules say.

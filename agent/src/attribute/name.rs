@@ -28,8 +28,10 @@ pub struct Namer {
 impl Namer {
     /// Names from there; without it everything stays as it is.
     #[must_use]
-    pub fn new(latest: Option<Latest>) -> Self {
-        Self { latest, pods: Arc::default(), last: Lru::new(CAPACITY) }
+    pub fn new(mut latest: Option<Latest>) -> Self {
+        // What was told already is no change any more.
+        let pods = latest.as_mut().map(|latest| Arc::clone(&latest.borrow_and_update()));
+        Self { latest, pods: pods.unwrap_or_default(), last: Lru::new(CAPACITY) }
     }
 
     /// Takes what is current. Whether anything changed.
