@@ -37,6 +37,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("cpp_that_throws", cpp_that_throws),
     ("rust_release", rust_release),
     ("go", go),
+    ("go_without_symbols", go_without_symbols),
     ("processes_are_ready_soon", processes_are_ready_soon),
     ("nothing_is_lost_to_a_large_table", nothing_is_lost_to_a_large_table),
 ];
@@ -300,12 +301,28 @@ fn rust_release() -> Result<()> {
 
 fn go() -> Result<()> {
     let cache = tempfile::tempdir()?;
-    let mut compiler = Command::new(tool("PODFLAME_GO")?);
-    compiler.arg("build").env("GOCACHE", cache.path()).env("GO111MODULE", "off");
+    let mut compiler = go_build(cache.path())?;
     let program = compiled(&mut compiler, "work.go")?;
     let recorded = program.record("Go")?;
     has(&recorded, "runtime.goexit.abi0", 50.0);
     Ok(())
+}
+
+/// Without a symbol table and DWARF, Go still knows its functions by itself.
+fn go_without_symbols() -> Result<()> {
+    let cache = tempfile::tempdir()?;
+    let mut compiler = go_build(cache.path())?;
+    let program = compiled(compiler.args(["-ldflags", "-s -w"]), "work.go")?;
+    let recorded = program.record("Go, stripped")?;
+    has(&recorded, "runtime.goexit.abi0", 50.0);
+    has(&recorded, "main.fib", 5.0);
+    Ok(())
+}
+
+fn go_build(cache: &Path) -> Result<Command> {
+    let mut compiler = Command::new(tool("PODFLAME_GO")?);
+    compiler.arg("build").env("GOCACHE", cache).env("GO111MODULE", "off");
+    Ok(compiler)
 }
 
 /// A function, by its whole name, is on at least so many percent of the stacks.

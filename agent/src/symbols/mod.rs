@@ -12,6 +12,7 @@ mod debug;
 mod dwarf;
 pub(crate) mod elf;
 mod files;
+mod go;
 mod kernel;
 mod limits;
 mod maps;

@@ -1,4 +1,4 @@
-//! The functions of an ELF symbol table, sorted, 16 bytes each.
+//! The functions of an ELF symbol table, or of Go's own, sorted, 16 bytes each.
 //!
 //! Names stay in the file and are read when one is asked for: a process has tens of thousands of
 //! functions, of which a profile shows a few hundred, and those are cached as results.
@@ -8,6 +8,7 @@ use object::elf;
 use super::{
     Unknown,
     elf::{Elf, Fields, Section},
+    go,
     names::RAW_NAME,
 };
 
@@ -18,6 +19,8 @@ const CHUNK: u64 = 24 * 4096;
 const NESTED: usize = 8;
 /// Marks a name in the string table of `.dynsym`.
 const DYNAMIC: u32 = 1 << 31;
+/// Marks a name that a record of Go says.
+const GO: u32 = 1 << 30;
 
 /// Functions by address.
 #[derive(Debug, Default)]
@@ -25,6 +28,8 @@ pub(super) struct Table {
     entries: Box<[Entry]>,
     /// Offset and size of the string tables of `.symtab` and of `.dynsym`.
     strings: [(u64, u64); 2],
+    /// The names of Go's functions.
+    go: Option<go::Names>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -47,7 +52,7 @@ impl Table {
     pub(super) const ENTRY: usize = size_of::<Entry>();
 
     /// Reads the symbol tables of a file, `most` symbols at most. Where there are more, `.dynsym`
-    /// alone is tried.
+    /// alone is tried. A Go program without `.symtab` names its functions itself.
     pub(super) fn read(elf: &Elf, sections: &[Section], most: u64) -> Result<Self, Unknown> {
         let mut table = Self::default();
         let mut candidates = Vec::new();
@@ -63,6 +68,16 @@ impl Table {
             let dynamic = if which == 1 { DYNAMIC } else { 0 };
             if let Err(unknown) = collect(elf, section, sections, dynamic, most, &mut candidates) {
                 refused = Some(unknown);
+            }
+        }
+        if !sections.iter().any(|section| section.kind == elf::SHT_SYMTAB.0) {
+            match go::read(elf, sections, most) {
+                Ok(Some((names, functions))) => {
+                    table.go = Some(names);
+                    candidates.extend(functions.into_iter().filter_map(of_go));
+                }
+                Ok(None) => {}
+                Err(unknown) => refused = Some(unknown),
             }
         }
         if candidates.is_empty() {
@@ -124,8 +139,13 @@ impl Table {
 
     /// Reads a name of at most `most` bytes; empty if there is none.
     fn name(&self, elf: &Elf, name: u32, most: usize) -> Vec<u8> {
-        let (offset, size) = self.strings[usize::from(name & DYNAMIC != 0)];
-        let within = u64::from(name & !DYNAMIC);
+        let ((offset, size), within) = match &self.go {
+            Some(names) if name & GO != 0 => match names.name(elf, name & !GO) {
+                Some(within) => (names.strings, within),
+                None => return Vec::new(),
+            },
+            _ => (self.strings[usize::from(name & DYNAMIC != 0)], u64::from(name & !DYNAMIC)),
+        };
         let left = usize::try_from(size.saturating_sub(within)).unwrap_or(usize::MAX).min(most);
         let mut bytes = Vec::new();
         // Most names are short: one small read does, and the next one is larger.
@@ -173,6 +193,13 @@ fn collect(
     Ok(())
 }
 
+/// A function that Go names. Another name for its address is the better one.
+fn of_go(function: go::Function) -> Option<Candidate> {
+    let go::Function { start, size, record } = function;
+    let entry = Entry { start, size, name: record | GO };
+    (size > 0 && record & (DYNAMIC | GO) == 0).then_some(Candidate { entry, section: 0, rank: 16 })
+}
+
 /// The symbol, if it may be a function.
 fn candidate(elf: &Elf, f: &Fields<'_>, sections: &[Section], dynamic: u32) -> Option<Candidate> {
     let (info, section, start, size) = if elf.wide() {
@@ -181,7 +208,7 @@ fn candidate(elf: &Elf, f: &Fields<'_>, sections: &[Section], dynamic: u32) -> O
         (f.u8(12), f.u16(14), f.u32(4).into(), f.u32(8).into())
     };
     let name = f.u32(0);
-    if section == elf::SHN_UNDEF.0 || start == 0 || name == 0 || name & DYNAMIC != 0 {
+    if section == elf::SHN_UNDEF.0 || start == 0 || name == 0 || name & (DYNAMIC | GO) != 0 {
         return None;
     }
     let function = match info & 0xf {
