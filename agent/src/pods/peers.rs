@@ -22,7 +22,7 @@ use tracing::{info, warn};
 
 use super::{
     Error,
-    api::{self, PAGE, PodObject, addresses, describe},
+    api::{self, PAGE, Pods, addresses, describe},
     object::{Kind, Object},
     spawn, text,
 };
@@ -112,8 +112,8 @@ pub async fn watch_peers(kubeconfig: Option<&Path>) -> Result<LatestPeers, Error
 async fn run(client: Client, publish: watch::Sender<Arc<Peers>>) {
     info!("watching the pods, Services and nodes of the cluster");
     let mut told = std::pin::pin!(stream::select(
-        changes::<PodObject>(client.clone()),
-        stream::select(changes::<Service>(client.clone()), changes::<Node>(client)),
+        changes::<Pods>(client.clone()),
+        stream::select(changes::<Services>(client.clone()), changes::<Nodes>(client)),
     ));
     let mut table = Table::default();
     let mut due: Option<Instant> = None;
@@ -142,25 +142,28 @@ async fn run(client: Client, publish: watch::Sender<Arc<Peers>>) {
 }
 
 /// What the watch of a kind tells.
-fn changes<K>(client: Client) -> impl Stream<Item = Change>
-where
-    K: Claims + kube::Resource<DynamicType = ()> + serde::de::DeserializeOwned + Clone,
-    K: fmt::Debug + Send + 'static,
-{
+fn changes<K: Addressed>(client: Client) -> impl Stream<Item = Change> {
     // From the server's cache: a restart of all agents is no storm on its storage.
     let config = watcher::Config::default().any_semantic().page_size(PAGE);
-    kube::runtime::watcher(Api::<K>::all(client), config).default_backoff().map(|event| {
+    kube::runtime::watcher(Api::<Object<K>>::all(client), config).default_backoff().map(|event| {
         let what = match event {
             Ok(Event::Init) => What::Begin,
-            Ok(Event::InitApply(object) | Event::Apply(object)) => {
-                What::There(object.key(), object.claims())
-            }
+            Ok(Event::InitApply(object) | Event::Apply(object)) => there(&object),
             Ok(Event::InitDone) => What::Complete,
-            Ok(Event::Delete(object)) => What::Gone(object.key()),
+            Ok(Event::Delete(object)) => What::Gone(key(&object)),
             Err(error) => What::Failed(describe(&error)),
         };
-        (K::KIND, what)
+        (K::PEER, what)
     })
+}
+
+fn there<K: Addressed>(object: &Object<K>) -> What {
+    What::There(key(object), K::addresses(object))
+}
+
+fn key<K: Kind>(object: &Object<K>) -> Key {
+    let [namespace, name] = object.names();
+    (namespace.into(), name.into())
 }
 
 /// A change of one kind.
@@ -181,33 +184,22 @@ enum What {
 /// Namespace and name.
 type Key = (Box<str>, Box<str>);
 
-/// An object that can have addresses.
-trait Claims {
-    const KIND: PeerKind;
-    /// Namespace and name.
-    fn key(&self) -> Key;
-    /// The addresses that it has.
-    fn claims(&self) -> Box<[IpAddr]>;
+/// A kind of objects that can have addresses.
+trait Addressed: Kind {
+    const PEER: PeerKind;
+    /// The addresses that an object has.
+    fn addresses(object: &Object<Self>) -> Box<[IpAddr]>
+    where
+        Self: Sized;
 }
 
-fn key<K: Kind>(object: &Object<K>) -> Key {
-    let [namespace, name] = object.names();
-    (namespace.into(), name.into())
-}
+impl Addressed for Pods {
+    const PEER: PeerKind = PeerKind::Pod;
 
-impl Claims for PodObject {
-    const KIND: PeerKind = PeerKind::Pod;
-
-    fn key(&self) -> Key {
-        key(self)
-    }
-
-    fn claims(&self) -> Box<[IpAddr]> {
-        self.ips()
+    fn addresses(pod: &Object<Self>) -> Box<[IpAddr]> {
+        pod.ips()
     }
 }
-
-type Service = Object<Services>;
 
 #[derive(Clone, Debug)]
 struct Services;
@@ -248,16 +240,12 @@ struct Ingress {
     ip: Option<String>,
 }
 
-impl Claims for Service {
-    const KIND: PeerKind = PeerKind::Service;
-
-    fn key(&self) -> Key {
-        key(self)
-    }
+impl Addressed for Services {
+    const PEER: PeerKind = PeerKind::Service;
 
     /// None of a headless one, whose cluster IP is the word `None`.
-    fn claims(&self) -> Box<[IpAddr]> {
-        let Self { spec, status, .. } = self;
+    fn addresses(service: &Object<Self>) -> Box<[IpAddr]> {
+        let Object { spec, status, .. } = service;
         let balanced = status.load_balancer.iter().flat_map(|b| b.ingress.iter().flatten());
         addresses(
             spec.cluster_ip
@@ -268,8 +256,6 @@ impl Claims for Service {
         )
     }
 }
-
-type Node = Object<Nodes>;
 
 #[derive(Clone, Debug)]
 struct Nodes;
@@ -297,16 +283,12 @@ struct NodeAddress {
     address: String,
 }
 
-impl Claims for Node {
-    const KIND: PeerKind = PeerKind::Node;
-
-    fn key(&self) -> Key {
-        key(self)
-    }
+impl Addressed for Nodes {
+    const PEER: PeerKind = PeerKind::Node;
 
     /// Those that are no host names.
-    fn claims(&self) -> Box<[IpAddr]> {
-        addresses(self.status.addresses.iter().flatten().map(|entry| &entry.address))
+    fn addresses(node: &Object<Self>) -> Box<[IpAddr]> {
+        addresses(node.status.addresses.iter().flatten().map(|entry| &entry.address))
     }
 }
 

@@ -5,9 +5,9 @@ use serde_json::{Value, json};
 
 use super::*;
 
-fn there<K: Claims + serde::de::DeserializeOwned>(object: Value) -> Change {
-    let object: K = serde_json::from_value(object).unwrap();
-    (K::KIND, What::There(object.key(), object.claims()))
+fn told<K: Addressed>(object: Value) -> Change {
+    let object: Object<K> = serde_json::from_value(object).unwrap();
+    (K::PEER, there(&object))
 }
 
 fn pod(name: &str, ip: &str) -> Value {
@@ -34,11 +34,9 @@ fn name(peers: &Peers, ip: &str) -> Option<String> {
 #[test]
 fn addresses_of_pods_services_and_nodes_have_names() {
     let mut table = Table::default();
-    for change in [
-        there::<PodObject>(pod("web-1", "10.0.0.1")),
-        there::<Service>(service()),
-        there::<Node>(node()),
-    ] {
+    for change in
+        [told::<Pods>(pod("web-1", "10.0.0.1")), told::<Services>(service()), told::<Nodes>(node())]
+    {
         assert!(table.take(change));
     }
     let peers = table.publication();
@@ -67,23 +65,23 @@ fn who_has_no_address_of_its_own_claims_none() {
     headless["spec"] = json!({"clusterIP": "None", "clusterIPs": ["None"]});
     headless["status"] = json!({"loadBalancer": {}});
     let mut table = Table::default();
-    assert!(!table.take(there::<PodObject>(ended)));
-    assert!(!table.take(there::<PodObject>(hosted)));
-    assert!(!table.take(there::<Service>(headless)));
+    assert!(!table.take(told::<Pods>(ended)));
+    assert!(!table.take(told::<Pods>(hosted)));
+    assert!(!table.take(told::<Services>(headless)));
     assert_eq!(table.publication().state.objects, 0);
 }
 
 #[test]
 fn an_address_goes_to_its_next_owner_and_never_to_two() {
     let mut table = Table::default();
-    table.take(there::<PodObject>(pod("old", "10.0.0.1")));
-    table.take(there::<PodObject>(pod("new", "10.0.0.1")));
+    table.take(told::<Pods>(pod("old", "10.0.0.1")));
+    table.take(told::<Pods>(pod("new", "10.0.0.1")));
     assert_eq!(name(&table.publication(), "10.0.0.1"), None, "two claim it");
     table.take((PeerKind::Pod, What::Gone(("shop".into(), "old".into()))));
     assert_eq!(name(&table.publication(), "10.0.0.1").as_deref(), Some("shop/new"));
     let mut ended = pod("new", "10.0.0.1");
     ended["status"]["phase"] = "Failed".into();
-    assert!(table.take(there::<PodObject>(ended)));
+    assert!(table.take(told::<Pods>(ended)));
     assert_eq!(name(&table.publication(), "10.0.0.1"), None);
 }
 
@@ -91,13 +89,13 @@ fn an_address_goes_to_its_next_owner_and_never_to_two() {
 fn a_list_tells_what_is_gone_of_its_kind() {
     let mut table = Table::default();
     table.take((PeerKind::Pod, What::Begin));
-    table.take(there::<PodObject>(pod("a", "10.0.0.1")));
-    table.take(there::<Node>(node()));
+    table.take(told::<Pods>(pod("a", "10.0.0.1")));
+    table.take(told::<Nodes>(node()));
     table.take((PeerKind::Pod, What::Complete));
     // Another list, during which one of another kind begins.
     table.take((PeerKind::Pod, What::Begin));
     table.take((PeerKind::Node, What::Begin));
-    table.take(there::<PodObject>(pod("b", "10.0.0.2")));
+    table.take(told::<Pods>(pod("b", "10.0.0.2")));
     table.take((PeerKind::Pod, What::Complete));
     let peers = table.publication();
     assert_eq!(name(&peers, "10.0.0.1"), None);
@@ -115,7 +113,7 @@ fn a_full_table_refuses_and_counts() {
         let key = ("shop".into(), n.to_string().into());
         table.take((PeerKind::Pod, What::There(key, Box::new([ip(n)]))));
     }
-    table.take(there::<Node>(node()));
+    table.take(told::<Nodes>(node()));
     let peers = table.publication();
     assert_eq!((peers.state.objects, peers.state.refused), (MAX_OBJECTS, 1));
     assert_eq!(name(&peers, "172.16.0.1"), None);
