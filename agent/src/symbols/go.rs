@@ -11,8 +11,8 @@ use super::{
     elf::{Elf, Fields, Section},
 };
 
-/// Where a Go program keeps it.
-const SECTION: &str = ".gopclntab";
+/// Where a Go program keeps it, and where older linkers put it in position-independent ones.
+const SECTIONS: [&str; 2] = [".gopclntab", ".data.rel.ro.gopclntab"];
 /// The section of Go's own code.
 const TEXT: &str = ".text";
 /// Bytes of the table that are read at once: a multiple of the size of every entry.
@@ -60,9 +60,8 @@ pub(super) fn read(
     sections: &[Section],
     most: u64,
 ) -> Result<Option<(Names, Vec<Function>)>, Unknown> {
-    let Some(section) = sections.iter().find(|section| section.name == SECTION) else {
-        return Ok(None);
-    };
+    let named = |section: &&Section| SECTIONS.contains(&section.name.as_str());
+    let Some(section) = sections.iter().find(named) else { return Ok(None) };
     let (start, len) = elf.plain(section).ok_or(Unknown::Malformed)?;
     let header = elf.read(start, HEADER.min(len), HEADER)?;
     let header = Fields(&header);
