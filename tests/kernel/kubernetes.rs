@@ -284,6 +284,7 @@ fn without_permission_uids_remain() -> Result<()> {
     let _pod = Objects::new(node, &[pod("quiet", spec("q", &["split"])?)])?;
     let powerless = node.powerless();
     let powerless = powerless.to_str().context("a path in UTF-8")?;
+    let started = Instant::now();
     let agent = Agent::start(&[
         "--signal",
         "cpu",
@@ -305,8 +306,9 @@ fn without_permission_uids_remain() -> Result<()> {
     let names = &status["pod_names"];
     assert_eq!(names["phase"], "failing");
     assert!(names["last_failure"].as_str().is_some_and(|why| why.contains("forbidden")), "{names}");
-    // It backs off: a request each time the pause has doubled.
-    assert!(names["failures"].as_u64().is_some_and(|n| (1..12).contains(&n)), "{names}");
+    // It backs off, up to a request in 30 s or so: by the first pause there would be more than one a second.
+    let most = 6 + started.elapsed().as_secs() / 6;
+    assert!(names["failures"].as_u64().is_some_and(|n| (1..=most).contains(&n)), "{names}");
     Ok(())
 }
 
@@ -443,8 +445,8 @@ fn a_retransmit_names_both_pods() -> Result<()> {
         })?;
     }
     let status: Value = serde_json::from_slice(&afar.answer(&["status", "--format", "json"])?)?;
-    // The two pods, the Service of the API server and the node.
-    assert!(count(&status, "/peer_names/objects")? >= 4, "{status}");
+    // The sink at least, the Service of the API server and the node.
+    assert!(count(&status, "/peer_names/objects")? >= 3, "{status}");
     assert_eq!(count(&status, "/peer_names/failures")?, 0, "{status}");
     let mut watch = agent.watch(&["profiles", "--signal", "page-fault"])?;
     until_told(&mut watch, &[("owner_name", "touches"), ("container", "t")])?;

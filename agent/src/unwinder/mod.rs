@@ -16,6 +16,7 @@ mod space;
 mod tests;
 
 use std::{
+    cmp::Ordering,
     collections::VecDeque,
     fs::File,
     sync::{
@@ -147,6 +148,16 @@ struct Known {
     used: u64,
 }
 
+/// Whether a PID went from one program to another: by exec, or by being used again. Where the kernel hides
+/// when a process started, none is known to be later.
+fn is_later(one: ProcessKey, than: ProcessKey) -> bool {
+    let executed = one.exec_id.wrapping_sub(than.exec_id).cast_signed();
+    match one.start_ns.cmp(&than.start_ns) {
+        Ordering::Equal => one.start_ns != 0 && executed > 0,
+        order => than.start_ns != 0 && order == Ordering::Greater,
+    }
+}
+
 /// What will be free.
 #[derive(Debug)]
 enum Freed {
@@ -250,6 +261,11 @@ impl Unwinder {
 
     /// Makes the tables of a process, and then says where it has mapped what.
     fn take(&mut self, told: Told) -> Result<(), MapError> {
+        // Large files wait for small ones: what a process ran before its exec can come after what it runs
+        // since, whose mappings have to stay.
+        if self.known.get(&told.process.pid).is_some_and(|k| is_later(k.process, told.process)) {
+            return Ok(());
+        }
         self.clock += 1;
         let (mut space, mut files) = (Vec::new(), Vec::new());
         for mapping in &told.code {

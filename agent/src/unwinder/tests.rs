@@ -46,3 +46,32 @@ fn a_process_that_the_kernel_refuses_leaves_nothing_behind() {
     // Behind what rests of the first, and nothing in between is lost.
     assert_eq!(unwinder.known[&2].first, 3);
 }
+
+/// What is told of a large program can come last, and be of the past by then.
+#[test]
+fn a_program_stays_where_an_earlier_one_of_its_process_comes_late() {
+    let Some(mut unwinder) = unwinder(2) else { return };
+    let told = |start_ns, exec_id| {
+        let process = ProcessKey { pid: 1, start_ns, exec_id };
+        Told { process, code: Vec::new(), at: Instant::now() }
+    };
+    let known = |unwinder: &Unwinder| {
+        let process = unwinder.known[&1].process;
+        (process.start_ns, process.exec_id)
+    };
+    for ((start_ns, exec_id), expected) in [
+        ((7, 3), (7, 3)),
+        ((7, 2), (7, 3)),
+        ((7, 4), (7, 4)),
+        ((5, 9), (7, 4)),
+        // The PID was used again.
+        ((8, 1), (8, 1)),
+        // The kernel did not say when it started.
+        ((0, 0), (0, 0)),
+        ((0, 5), (0, 5)),
+        ((0, 4), (0, 4)),
+    ] {
+        unwinder.take(told(start_ns, exec_id)).unwrap();
+        assert_eq!(known(&unwinder), expected, "after {start_ns}, {exec_id}");
+    }
+}
