@@ -168,10 +168,11 @@ fn short_lived_processes_have_names() -> Result<()> {
         let weight = recorded.weight(|sample| sample.pid() != parent && that(sample));
         100.0 * weight as f64 / of_children as f64
     };
-    // The rest goes to starting, in the loader and the kernel, and to processes of which podflame
-    // read the mappings before they had executed their program.
+    // The rest goes to starting, in the loader and the kernel, some 5 %; and to the first 10 ms of
+    // processes whose mappings podflame read before the loader was done: until it reads them again,
+    // stacks that lead through a library end there. That is 2 to 8 %, by what else the machine does.
     let work = percent(&|sample| sample.has("short_lived_work"));
-    assert!(work > 90.0, "{work} % of their time is known to be their work");
+    assert!(work > 85.0, "{work} % of their time is known to be their work");
     let gone = percent(&|sample| sample.frames("user").any(|name| name.contains("process gone")));
     assert!(gone < 2.0, "{gone} % of their time is of processes that were gone too soon");
     Ok(())
