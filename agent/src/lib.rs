@@ -9,6 +9,7 @@ pub mod aggregate;
 pub mod attribute;
 pub mod clock;
 pub mod command;
+pub mod correlate;
 pub mod decode;
 pub mod doctor;
 pub mod event;

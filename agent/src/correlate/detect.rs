@@ -1,0 +1,230 @@
+//! When a pod is not as usual: each symptom against its baseline.
+//!
+//! Four conditions have to hold at once, as each alone is fooled: many deviations (a noisy pod), a
+//! multiple (a pod whose numbers never deviate), a least amount (a pod that answers in microseconds) and
+//! enough requests. They have to hold for [`OPEN_SECONDS`], and half of them has to fail for
+//! [`CLOSE_SECONDS`].
+
+use std::ops::Range;
+
+use super::{
+    baseline::{Baseline, Change},
+    incident::SymptomKind,
+    observe::{Metric, SECOND},
+    workload::{MIN_VALUES, Per, View, Workload},
+};
+
+/// Slots that are compared with what is usual: as many as a bin has.
+pub(super) const WINDOW: u64 = super::series::BIN;
+
+/// An incident opens when a symptom was there for so many seconds. The window is longer: a jump shows
+/// in it after a second if it is large, and after five if it is small.
+pub const OPEN_SECONDS: u8 = 4;
+
+/// An incident ends when no symptom was there for so many seconds.
+pub const CLOSE_SECONDS: u8 = 10;
+
+/// What makes a symptom.
+struct Rule {
+    kind: SymptomKind,
+    /// Robust deviations beyond the median.
+    z: f64,
+    /// Times the usual.
+    ratio: f64,
+    /// More than the usual, in the symptom's unit.
+    extra: f64,
+    /// Requests in the window.
+    requests: f64,
+}
+
+/// In the order in which they are told: what users feel first.
+const RULES: [Rule; 8] = [
+    Rule { kind: SymptomKind::ResponseP50, z: 6.0, ratio: 1.3, extra: 300e3, requests: 30.0 },
+    Rule { kind: SymptomKind::ResponseP99, z: 7.0, ratio: 1.6, extra: 2e6, requests: 200.0 },
+    Rule { kind: SymptomKind::ResponseMean, z: 7.0, ratio: 1.4, extra: 500e3, requests: 30.0 },
+    Rule { kind: SymptomKind::Throughput, z: 5.0, ratio: 3.0, extra: 5.0, requests: 0.0 },
+    Rule { kind: SymptomKind::CpuPerRequest, z: 7.0, ratio: 1.6, extra: 300e3, requests: 30.0 },
+    Rule { kind: SymptomKind::MajorFaults, z: 7.0, ratio: 4.0, extra: 20.0, requests: 0.0 },
+    Rule { kind: SymptomKind::MinorFaults, z: 7.0, ratio: 4.0, extra: 100.0, requests: 30.0 },
+    Rule { kind: SymptomKind::Retransmits, z: 7.0, ratio: 4.0, extra: 2.0, requests: 0.0 },
+];
+
+/// How many symptoms there are.
+pub(super) const SYMPTOMS: usize = RULES.len();
+
+/// How much of a symptom there is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Heat {
+    /// As usual.
+    None,
+    /// Enough for an incident to stay open.
+    Warm,
+    /// Enough to open one.
+    Hot,
+}
+
+/// A symptom, as it is in a window.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Reading {
+    pub(super) kind: SymptomKind,
+    pub(super) change: Change,
+    pub(super) heat: Heat,
+}
+
+/// What a symptom is measured by.
+enum Measure {
+    Quantile(usize),
+    Metric(Metric, Per),
+}
+
+fn measure(kind: SymptomKind) -> Measure {
+    match kind {
+        SymptomKind::ResponseP50 => Measure::Quantile(0),
+        SymptomKind::ResponseP99 => Measure::Quantile(1),
+        SymptomKind::ResponseMean => Measure::Metric(Metric::Response, Per::Request),
+        SymptomKind::Throughput => Measure::Metric(Metric::Requests, Per::Second),
+        SymptomKind::CpuPerRequest => Measure::Metric(Metric::Cpu, Per::Request),
+        SymptomKind::MajorFaults => Measure::Metric(Metric::MajorFaults, Per::Second),
+        SymptomKind::MinorFaults => Measure::Metric(Metric::MinorFaults, Per::Request),
+        SymptomKind::Retransmits => Measure::Metric(Metric::Retransmits, Per::Second),
+    }
+}
+
+/// The series that shows a symptom second by second: for quantiles, that of the mean.
+pub(super) fn series_of(kind: SymptomKind) -> (Metric, Per) {
+    match measure(kind) {
+        Measure::Quantile(_) => (Metric::Response, Per::Request),
+        Measure::Metric(metric, per) => (metric, per),
+    }
+}
+
+/// What is usual of each symptom, computed once for each set of bins.
+#[derive(Debug, Default)]
+pub(super) struct Usual {
+    bins: Range<u64>,
+    of: [Option<Baseline>; SYMPTOMS],
+}
+
+impl Usual {
+    /// Follows the bins that a view rests on.
+    pub(super) fn refresh(&mut self, workload: &Workload, until: u64) {
+        let bins = workload.usual(until);
+        if bins == self.bins {
+            return;
+        }
+        for rule in &RULES {
+            self.of[rule.kind as usize] = match measure(rule.kind) {
+                Measure::Quantile(index) => workload.usual_quantile(index, until),
+                Measure::Metric(metric, per) => workload.baseline(metric, None, per, until),
+            };
+        }
+        self.bins = bins;
+    }
+}
+
+impl Rule {
+    fn read(&self, view: &View<'_>, usual: &Usual, requests: f64) -> Option<Reading> {
+        let base = usual.of[self.kind as usize].filter(|b| b.values >= MIN_VALUES)?;
+        if requests < self.requests {
+            return None;
+        }
+        let (metric, now) = match measure(self.kind) {
+            Measure::Quantile(index) => (Metric::Response, view.quantile(index)?),
+            Measure::Metric(metric, per) => (metric, view.now(metric, None, per)?),
+        };
+        let change = Change { base, now, sigma: base.sigma(metric.floor()) };
+        // Of the throughput it is the fall that counts.
+        let (z, ratio, extra) = match self.kind {
+            SymptomKind::Throughput => {
+                let ratio = change.base.median / change.now.max(1e-3);
+                (-change.z(), ratio, -change.extra())
+            }
+            _ => (change.z(), change.ratio(), change.extra()),
+        };
+        let beyond = |part: f64| {
+            z >= self.z * part
+                && ratio >= 1.0 + (self.ratio - 1.0) * part
+                && extra >= self.extra * part
+        };
+        let heat = if beyond(1.0) {
+            Heat::Hot
+        } else if beyond(0.5) {
+            Heat::Warm
+        } else {
+            Heat::None
+        };
+        Some(Reading { kind: self.kind, change, heat })
+    }
+}
+
+/// All symptoms of a pod that can be measured in a window.
+pub(super) fn read(view: &View<'_>, usual: &Usual) -> Vec<Reading> {
+    let requests = view.requests();
+    RULES.iter().filter_map(|rule| rule.read(view, usual, requests)).collect()
+}
+
+/// For how long each symptom was there.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Streaks([u8; SYMPTOMS]);
+
+impl Streaks {
+    /// Takes the readings of another second. Returns those that were hot for long enough.
+    pub(super) fn follow<'a>(&mut self, readings: &'a [Reading]) -> Vec<&'a Reading> {
+        for rule in &RULES {
+            let reading = readings.iter().find(|r| r.kind == rule.kind);
+            let streak = &mut self.0[rule.kind as usize];
+            *streak = match reading {
+                Some(Reading { heat: Heat::Hot, .. }) => streak.saturating_add(1),
+                // What cannot be measured for a moment has not gone away, but does not count.
+                None => *streak,
+                Some(_) => 0,
+            };
+        }
+        readings
+            .iter()
+            .filter(|r| r.heat == Heat::Hot && self.0[r.kind as usize] >= OPEN_SECONDS)
+            .collect()
+    }
+
+    /// Forgets.
+    pub(super) fn clear(&mut self) {
+        *self = Self::default();
+    }
+}
+
+/// More requests than usual, at the usual cost of CPU time for each.
+pub(super) fn more_work(view: &View<'_>, ratio: f64) -> Option<Change> {
+    let requests = view.change(Metric::Requests, None, Per::Second)?;
+    let cost = view.change(Metric::Cpu, None, Per::Request);
+    let dearer = cost.is_some_and(|c| c.ratio() >= 1.3 && c.z() >= 3.0);
+    let more = requests.is_lifted(4.0, ratio)
+        && requests.extra() >= 3.0
+        && requests.base.values >= MIN_VALUES;
+    (more && !dearer).then_some(requests)
+}
+
+/// When a symptom began: the first second of those before `now` in which its number was more than half
+/// of the way up. `at` measures one second that ends at a slot.
+pub(super) fn onset(now: u64, usual: f64, worst: f64, at: impl Fn(u64) -> Option<f64>) -> u64 {
+    /// How far it is looked for.
+    const SECONDS: u64 = 20;
+    /// Seconds that may be less, or unknown.
+    const GAP: u64 = 2;
+    let half = f64::midpoint(usual, worst);
+    let up = |value: f64| if worst >= usual { value >= half } else { value <= half };
+    let mut found = now.saturating_sub(u64::from(OPEN_SECONDS) * SECOND);
+    let mut gap = 0;
+    for second in 0..SECONDS {
+        let end = now.saturating_sub(second * SECOND);
+        if at(end).is_some_and(up) {
+            found = found.min(end.saturating_sub(SECOND));
+            gap = 0;
+        } else if second >= u64::from(OPEN_SECONDS) {
+            gap += 1;
+            if gap > GAP {
+                break;
+            }
+        }
+    }
+    found
+}

@@ -1,0 +1,6 @@
+//! The whole correlator, on simulated nodes.
+#![expect(clippy::unwrap_used, reason = "tests fail by panicking")]
+
+mod kinds;
+mod rng;
+mod sim;
