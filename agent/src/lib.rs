@@ -7,6 +7,7 @@
 pub mod account;
 pub mod aggregate;
 pub mod attribute;
+pub mod baselines;
 pub mod clock;
 pub mod command;
 pub mod correlate;

@@ -2,8 +2,8 @@
 //!
 //! Four conditions have to hold at once, as each alone is fooled: many deviations (a noisy pod), a
 //! multiple (a pod whose numbers never deviate), a least amount (a pod that answers in microseconds) and
-//! enough requests. They have to hold for [`OPEN_SECONDS`], and half of them has to fail for
-//! [`CLOSE_SECONDS`].
+//! enough requests. They have to hold for some seconds, and not even half of each may hold for
+//! [`CLOSE_SECONDS`] until it is over.
 
 use std::ops::Range;
 
@@ -17,9 +17,8 @@ use super::{
 /// Slots that are compared with what is usual: as many as a bin has.
 pub(super) const WINDOW: u64 = super::series::BIN;
 
-/// An incident opens when a symptom was there for so many seconds. The window is longer: a jump shows
-/// in it after a second if it is large, and after five if it is small.
-pub const OPEN_SECONDS: u8 = 4;
+/// Seconds that more work has to last before it is told.
+pub(super) const BUSY_SECONDS: u8 = 4;
 
 /// An incident ends when no symptom was there for so many seconds.
 pub const CLOSE_SECONDS: u8 = 10;
@@ -35,18 +34,34 @@ struct Rule {
     extra: f64,
     /// Requests in the window.
     requests: f64,
+    /// For so many seconds. A median has moved only if half of the window has; a mean, a percentile or a
+    /// count can be one bad moment, which stays in the window for five seconds.
+    seconds: u8,
+}
+
+const fn rule(
+    kind: SymptomKind,
+    z: f64,
+    ratio: f64,
+    extra: f64,
+    requests: f64,
+    seconds: u8,
+) -> Rule {
+    Rule { kind, z, ratio, extra, requests, seconds }
 }
 
 /// In the order in which they are told: what users feel first.
-const RULES: [Rule; 8] = [
-    Rule { kind: SymptomKind::ResponseP50, z: 6.0, ratio: 1.3, extra: 300e3, requests: 30.0 },
-    Rule { kind: SymptomKind::ResponseP99, z: 7.0, ratio: 1.6, extra: 2e6, requests: 200.0 },
-    Rule { kind: SymptomKind::ResponseMean, z: 7.0, ratio: 1.4, extra: 500e3, requests: 30.0 },
-    Rule { kind: SymptomKind::Throughput, z: 5.0, ratio: 3.0, extra: 5.0, requests: 0.0 },
-    Rule { kind: SymptomKind::CpuPerRequest, z: 7.0, ratio: 1.6, extra: 300e3, requests: 30.0 },
-    Rule { kind: SymptomKind::MajorFaults, z: 7.0, ratio: 4.0, extra: 20.0, requests: 0.0 },
-    Rule { kind: SymptomKind::MinorFaults, z: 7.0, ratio: 4.0, extra: 100.0, requests: 30.0 },
-    Rule { kind: SymptomKind::Retransmits, z: 7.0, ratio: 4.0, extra: 2.0, requests: 0.0 },
+const RULES: [Rule; 10] = [
+    rule(SymptomKind::ResponseP50, 6.0, 1.3, 300e3, 30.0, 4),
+    rule(SymptomKind::ResponseP99, 7.0, 1.6, 2e6, 200.0, 8),
+    rule(SymptomKind::ResponseMean, 7.0, 1.4, 500e3, 30.0, 8),
+    rule(SymptomKind::Throughput, 5.0, 3.0, 5.0, 0.0, 8),
+    rule(SymptomKind::CpuPerRequest, 7.0, 1.6, 300e3, 30.0, 6),
+    rule(SymptomKind::MajorFaults, 7.0, 4.0, 20.0, 0.0, 6),
+    rule(SymptomKind::MinorFaults, 7.0, 4.0, 100.0, 30.0, 6),
+    rule(SymptomKind::Retransmits, 7.0, 4.0, 2.0, 0.0, 7),
+    rule(SymptomKind::Accepts, 8.0, 5.0, 50.0, 0.0, 6),
+    rule(SymptomKind::Connections, 8.0, 5.0, 50.0, 0.0, 6),
 ];
 
 /// How many symptoms there are.
@@ -87,6 +102,8 @@ fn measure(kind: SymptomKind) -> Measure {
         SymptomKind::MajorFaults => Measure::Metric(Metric::MajorFaults, Per::Second),
         SymptomKind::MinorFaults => Measure::Metric(Metric::MinorFaults, Per::Request),
         SymptomKind::Retransmits => Measure::Metric(Metric::Retransmits, Per::Second),
+        SymptomKind::Accepts => Measure::Metric(Metric::Accepts, Per::Second),
+        SymptomKind::Connections => Measure::Metric(Metric::Connections, Per::Second),
     }
 }
 
@@ -180,10 +197,8 @@ impl Streaks {
                 Some(_) => 0,
             };
         }
-        readings
-            .iter()
-            .filter(|r| r.heat == Heat::Hot && self.0[r.kind as usize] >= OPEN_SECONDS)
-            .collect()
+        let long = |r: &&Reading| self.0[r.kind as usize] >= RULES[r.kind as usize].seconds;
+        readings.iter().filter(|r| r.heat == Heat::Hot).filter(long).collect()
     }
 
     /// Forgets.
@@ -192,15 +207,37 @@ impl Streaks {
     }
 }
 
+/// How much more work there has to be.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Load {
+    /// Enough to tell of it.
+    Told,
+    /// Enough for it to be still told of.
+    Lasting,
+    /// Enough that others wait longer.
+    Felt,
+}
+
 /// More requests than usual, at the usual cost of CPU time for each.
-pub(super) fn more_work(view: &View<'_>, ratio: f64) -> Option<Change> {
+pub(super) fn more_work(view: &View<'_>, load: Load) -> Option<Change> {
+    let (z, ratio) = match load {
+        Load::Told => (4.0, 1.5),
+        Load::Lasting => (2.5, 1.25),
+        Load::Felt => (2.5, 1.2),
+    };
     let requests = view.change(Metric::Requests, None, Per::Second)?;
     let cost = view.change(Metric::Cpu, None, Per::Request);
     let dearer = cost.is_some_and(|c| c.ratio() >= 1.3 && c.z() >= 3.0);
-    let more = requests.is_lifted(4.0, ratio)
+    let more = requests.is_lifted(z, ratio)
         && requests.extra() >= 3.0
         && requests.base.values >= MIN_VALUES;
     (more && !dearer).then_some(requests)
+}
+
+/// Whether more work is enough of a reason to wait so much longer. Queues grow faster than the load, but
+/// not without end: with the fourth power they do so only close to saturation.
+pub(super) fn explains(load: Option<Change>, wait: Change) -> bool {
+    load.is_some_and(|load| wait.ratio() <= load.ratio().powi(4))
 }
 
 /// When a symptom began: the first second of those before `now` in which its number was more than half
@@ -208,18 +245,20 @@ pub(super) fn more_work(view: &View<'_>, ratio: f64) -> Option<Change> {
 pub(super) fn onset(now: u64, usual: f64, worst: f64, at: impl Fn(u64) -> Option<f64>) -> u64 {
     /// How far it is looked for.
     const SECONDS: u64 = 20;
+    /// Seconds that belong to it anyway.
+    const SURE: u64 = 3;
     /// Seconds that may be less, or unknown.
     const GAP: u64 = 2;
     let half = f64::midpoint(usual, worst);
     let up = |value: f64| if worst >= usual { value >= half } else { value <= half };
-    let mut found = now.saturating_sub(u64::from(OPEN_SECONDS) * SECOND);
+    let mut found = now.saturating_sub(SURE * SECOND);
     let mut gap = 0;
     for second in 0..SECONDS {
         let end = now.saturating_sub(second * SECOND);
         if at(end).is_some_and(up) {
             found = found.min(end.saturating_sub(SECOND));
             gap = 0;
-        } else if second >= u64::from(OPEN_SECONDS) {
+        } else if second >= SURE {
             gap += 1;
             if gap > GAP {
                 break;

@@ -3,13 +3,14 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use super::{
-    detect::{self, CLOSE_SECONDS, Heat, OPEN_SECONDS, Reading, Streaks, Usual, WINDOW},
-    incident::{End, Event, Incident, MoreWork, Symptom, SymptomKind, Verdict},
+    detect::{self, Heat, Load, Reading, WINDOW},
+    incident::{End, Event, Incident, Symptom, SymptomKind},
     observe::{Metric, Name, Observation, SECOND, Slot, Source, Value},
     persist::Baselines,
     rank::{self, Ranking},
     scene::Scene,
     series::{BIN, Coverage, MAX_SPAN, REACH, RING, Series, Span},
+    track::{Open, Pod, id, symptom},
     workload::{Per, QUARANTINE, View, Workload},
 };
 
@@ -25,55 +26,9 @@ const FORGET: u64 = 600 * SECOND;
 /// One that is silent for so long may be forgotten for a new one: a minute.
 const SILENT: u64 = 60 * SECOND;
 
-/// An incident that lasts longer is what is usual from then on: an hour.
-const NEW_USUAL: u64 = 3600 * SECOND;
-
-/// An incident whose symptoms cannot be measured for so many seconds ends.
-const LOST_SIGHT_SECONDS: u16 = 60;
-
 /// Causes are looked for in the first minute of an incident: what else goes wrong later would be
 /// charged to it, and the slots before it are forgotten.
 const JUDGE: u64 = 60 * SECOND;
-
-/// An update is told at least so often, and whenever the answer is another.
-const UPDATE: u64 = 10 * SECOND;
-
-/// An incident, and what is needed to follow it.
-#[derive(Debug)]
-struct Open {
-    incident: Incident,
-    onset: u64,
-    /// Bins up to here are what is usual.
-    until: u64,
-    /// Seconds without any symptom, and without any reading.
-    quiet: u8,
-    unseen: u16,
-    told: u64,
-}
-
-/// A workload, and what is the matter with it.
-#[derive(Debug)]
-pub(super) struct Pod {
-    pub(super) workload: Workload,
-    usual: Usual,
-    streaks: Streaks,
-    open: Option<Open>,
-    /// Seconds with more work; those without, once that was told.
-    busy: u8,
-    told_busy: Option<u8>,
-    /// Bins count again from here on.
-    settled: u64,
-}
-
-impl Pod {
-    pub(super) fn has_incident(&self) -> bool {
-        self.open.is_some()
-    }
-
-    pub(super) fn incident(&self) -> Option<&Incident> {
-        self.open.as_ref().map(|o| &o.incident)
-    }
-}
 
 /// What was not taken.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -244,16 +199,7 @@ impl Correlator {
                 self.remove(&longest);
             }
             let remembered = self.remembered.workloads.get(name).cloned().unwrap_or_default();
-            let pod = Pod {
-                workload: Workload::new(slot, remembered),
-                usual: Usual::default(),
-                streaks: Streaks::default(),
-                open: None,
-                busy: 0,
-                told_busy: None,
-                settled: 0,
-            };
-            self.pods.insert(Arc::clone(name), pod);
+            self.pods.insert(Arc::clone(name), Pod::new(slot, remembered));
         }
         Some(Some(Arc::clone(name)))
     }
@@ -336,8 +282,8 @@ impl Correlator {
                 Some(Err(load)) => Some(Step::Busy(Some(load))),
                 None => {
                     let view = View::last(&pod.workload, &self.coverage, WINDOW, self.now);
-                    let ratio = if pod.told_busy.is_some() { 1.25 } else { 1.5 };
-                    let more = detect::more_work(&view, ratio);
+                    let load = if pod.is_busy() { Load::Lasting } else { Load::Told };
+                    let more = detect::more_work(&view, load);
                     Some(Step::Busy(more.map(|c| (c.base.median, c.now))))
                 }
             };
@@ -392,7 +338,7 @@ impl Correlator {
                 causes: ranking.causes,
                 lost: ranking.lost,
             };
-            return Some(Ok(Open { incident, onset, until, quiet: 0, unseen: 0, told: self.now }));
+            return Some(Ok(Open::new(incident, onset, until, self.now)));
         }
         load.map(Err)
     }
@@ -418,7 +364,11 @@ impl Correlator {
         let inside = Span { from: onset.max(self.now.saturating_sub(JUDGE)), to: self.now };
         let view = View { workload: &pod.workload, coverage: &self.coverage, inside, until };
         let per = match kind {
-            SymptomKind::Throughput | SymptomKind::MajorFaults | SymptomKind::Retransmits => Per::Second,
+            SymptomKind::Throughput
+            | SymptomKind::MajorFaults
+            | SymptomKind::Retransmits
+            | SymptomKind::Accepts
+            | SymptomKind::Connections => Per::Second,
             _ => Per::Request,
         };
         let (pods, node, coverage) = (&self.pods, &self.node, &self.coverage);
@@ -429,11 +379,9 @@ impl Correlator {
         let (now, first) = (self.now, self.first.unwrap_or(0));
         let Some(pod) = self.pods.get_mut(name) else { return };
         match (step, &mut pod.open) {
-            (Step::Open(open), none) => {
-                pod.workload.forget(open.until);
-                (pod.busy, pod.told_busy) = (0, None);
+            (Step::Open(open), _) => {
                 events.push(Event::Opened(open.incident.clone()));
-                *none = Some(*open);
+                pod.open(*open);
             }
             (Step::Busy(more), _) => {
                 let start = Slot(first + now.saturating_sub(WINDOW));
@@ -466,124 +414,6 @@ impl Correlator {
     }
 }
 
-impl Pod {
-    /// Follows how much there is to do; tells once that it is more than usual.
-    fn work(&mut self, more: Option<(f64, f64)>, start: Slot, name: &Name) -> Option<MoreWork> {
-        match (more, &mut self.told_busy) {
-            (Some(_), Some(calm)) => *calm = 0,
-            (None, Some(calm)) => {
-                *calm += 1;
-                if *calm >= CLOSE_SECONDS {
-                    (self.busy, self.told_busy) = (0, None);
-                }
-            }
-            (None, None) => self.busy = 0,
-            (Some((usual, now)), None) => {
-                self.busy += 1;
-                if self.busy >= OPEN_SECONDS {
-                    self.told_busy = Some(0);
-                    return Some(MoreWork { workload: Arc::clone(name), start, usual, now });
-                }
-            }
-        }
-        None
-    }
-
-    /// Its incident is over.
-    fn close(&mut self, now: u64) {
-        self.open = None;
-        self.streaks.clear();
-        self.settled = now;
-    }
-}
-
-impl Open {
-    /// Takes another second of the incident.
-    fn follow(
-        &mut self,
-        readings: &[Reading],
-        ranking: Option<(Symptom, Ranking)>,
-        now: u64,
-        first: u64,
-        events: &mut Vec<Event>,
-    ) {
-        let warm = readings.iter().any(|r| r.heat > Heat::None);
-        if readings.is_empty() {
-            self.unseen += 1;
-        } else if warm {
-            (self.quiet, self.unseen) = (0, 0);
-            self.incident.last_seen = Slot(first + now);
-        } else {
-            (self.quiet, self.unseen) = (self.quiet + 1, 0);
-        }
-        let incident = &mut self.incident;
-        for reading in readings.iter().filter(|r| r.heat == Heat::Hot) {
-            if reading.kind != incident.symptom.kind && !incident.also.contains(&reading.kind) {
-                incident.also.push(reading.kind);
-            }
-        }
-        let before = answer(incident);
-        if let Some((symptom, ranking)) = ranking {
-            self.judge(symptom, ranking);
-        } else if let Some(r) = readings.iter().find(|r| r.kind == self.incident.symptom.kind) {
-            let symptom = &mut self.incident.symptom;
-            symptom.now = r.change.now;
-            symptom.worst = worse(symptom.kind, symptom.worst, r.change.now);
-        }
-        let incident = &mut self.incident;
-        let end = if self.quiet >= CLOSE_SECONDS {
-            Some(End::Over)
-        } else if self.unseen >= LOST_SIGHT_SECONDS {
-            Some(End::Unknown)
-        } else if now >= self.onset + NEW_USUAL {
-            Some(End::NewUsual)
-        } else {
-            None
-        };
-        if let Some(end) = end {
-            incident.end = Some((Slot(first + now), end));
-            events.push(Event::Closed(incident.clone()));
-        } else if warm && (answer(incident) != before || now >= self.told + UPDATE) {
-            self.told = now;
-            events.push(Event::Updated(incident.clone()));
-        }
-    }
-
-    /// Takes another judgement.
-    fn judge(&mut self, symptom: Symptom, ranking: Ranking) {
-        let incident = &mut self.incident;
-        let worst = if incident.symptom.kind == symptom.kind {
-            worse(symptom.kind, incident.symptom.worst, symptom.now)
-        } else {
-            incident.also.retain(|k| *k != symptom.kind);
-            incident.also.push(incident.symptom.kind);
-            symptom.now
-        };
-        incident.symptom = Symptom { worst, ..symptom };
-        incident.lost = ranking.lost;
-        // An answer is not taken back because there is less data now.
-        if ranking.verdict == Verdict::Cause || incident.verdict != Verdict::Cause {
-            incident.verdict = ranking.verdict;
-            incident.causes = ranking.causes;
-        }
-    }
-}
-
-/// What makes an update worth telling at once.
-fn answer(incident: &Incident) -> impl PartialEq + use<> {
-    let first = incident.causes.first().map(|c| (c.kind, c.subject.clone(), c.root.clone()));
-    (incident.symptom.kind, incident.verdict, first)
-}
-
-fn symptom(reading: &Reading) -> Symptom {
-    let now = reading.change.now;
-    Symptom { kind: reading.kind, usual: reading.change.base.median, now, worst: now }
-}
-
-fn worse(kind: SymptomKind, a: f64, b: f64) -> f64 {
-    if kind == SymptomKind::Throughput { a.min(b) } else { a.max(b) }
-}
-
 /// How much more than usual the symptom is, in the unit that doses are counted in: for response times,
 /// nanoseconds of the mean request.
 fn extra(scene: &Scene<'_>, reading: &Reading) -> f64 {
@@ -602,12 +432,6 @@ fn extra(scene: &Scene<'_>, reading: &Reading) -> f64 {
             scene.view.change(metric, None, per).map_or(reading.change.extra(), |c| c.extra())
         }
     }
-}
-
-/// FNV-1a over the name and the slot it began in.
-fn id(name: &str, start: u64) -> u64 {
-    let bytes = name.bytes().chain(start.to_le_bytes());
-    bytes.fold(0xcbf2_9ce4_8422_2325, |h, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3))
 }
 
 const _: () = assert!(RING as u64 > JUDGE + 15 * SECOND + 2 * REACH + MAX_SPAN as u64);

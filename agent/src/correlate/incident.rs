@@ -102,6 +102,10 @@ pub enum SymptomKind {
     MinorFaults,
     /// Retransmits in a second.
     Retransmits,
+    /// Connections accepted in a second.
+    Accepts,
+    /// Connections opened in a second.
+    Connections,
 }
 
 /// What is wrong, and how much.

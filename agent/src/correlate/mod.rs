@@ -31,12 +31,13 @@ mod sentence;
 mod series;
 #[cfg(test)]
 mod tests;
+mod track;
 mod why;
 mod workload;
 
 pub use self::{
     baseline::Baseline,
-    detect::{CLOSE_SECONDS, OPEN_SECONDS},
+    detect::CLOSE_SECONDS,
     engine::{Correlator, MAX_SERIES, MAX_WORKLOADS, Refused},
     histogram::{BUCKETS, Times, bucket},
     incident::{

@@ -4,12 +4,13 @@ use std::sync::Arc;
 
 use super::{
     baseline::Change,
-    engine::Pod,
+    detect::{self, Load},
     incident::{Cause, CauseKind, Root, SymptomKind, Verdict},
     lead::Lead,
     observe::{Metric, SECOND, Source, Subject},
     payers::{Payer, payers},
     scene::Scene,
+    track::Pod,
     why::{self, Guess},
     workload::Per,
 };
@@ -88,6 +89,11 @@ fn candidates(scene: &Scene<'_>, kind: SymptomKind) -> Vec<(Payer, Guess)> {
             .map(|p| (p.clone(), why::allocation(scene, p.change)))
             .into_iter()
             .collect(),
+        SymptomKind::Accepts | SymptomKind::Connections => {
+            let accepts = kind == SymptomKind::Accepts;
+            let payer = whole(if accepts { Metric::Accepts } else { Metric::Connections });
+            payer.zip(why::connections(scene, 0.0)).into_iter().collect()
+        }
         SymptomKind::Retransmits => {
             let peers = scene.view.workload.subjects(Metric::Retransmits);
             let lossy = peers.filter_map(|peer| {
@@ -110,7 +116,7 @@ fn cause(scene: &Scene<'_>, kind: SymptomKind, payer: &Payer, guess: Guess, extr
     let share = (payer.extra() / extra.max(f64::MIN_POSITIVE)).clamp(0.0, 1.0);
     // A symptom that is the cause's own number needs no other witness of the time.
     let timing = match kind {
-        SymptomKind::Retransmits | SymptomKind::MajorFaults | SymptomKind::MinorFaults => 1.0,
+        kind if kind.is_count() => 1.0,
         _ => timing(lead),
     };
     let confidence = (share / 0.8).min(1.0)
@@ -192,7 +198,7 @@ fn blamed(pod: &Pod) -> Option<(CauseKind, Option<Subject>)> {
 
 /// Whether a pod's symptom is only that it has more to do: what was found beside pays for little.
 pub(super) fn is_only_load(scene: &Scene<'_>, ranking: &Ranking) -> Option<(f64, f64)> {
-    let more = super::detect::more_work(&scene.view, 1.3)?;
+    let more = detect::more_work(&scene.view, Load::Felt)?;
     let paid = ranking.causes.first().filter(|_| ranking.verdict == Verdict::Cause);
     let paid = paid.filter(|c| c.share >= 0.4);
     paid.is_none().then_some((more.base.median, more.now))

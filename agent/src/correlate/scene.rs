@@ -4,11 +4,11 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use super::{
     baseline::Change,
-    engine::Pod,
     incident::Evidence,
     lead::{Lead, lead},
     observe::{Kind, Metric, Name, SECOND, Subject},
     series::{Coverage, Span},
+    track::Pod,
     workload::{Per, View, Workload},
 };
 

@@ -90,6 +90,20 @@ impl Incident {
     }
 }
 
+impl SymptomKind {
+    /// It is a number of things, and no time that something pays for.
+    pub(super) fn is_count(self) -> bool {
+        matches!(
+            self,
+            Self::MajorFaults
+                | Self::MinorFaults
+                | Self::Retransmits
+                | Self::Accepts
+                | Self::Connections
+        )
+    }
+}
+
 impl Symptom {
     fn phrase(&self, workload: &str, over: bool) -> String {
         let (now, usual) = (if over { self.worst } else { self.now }, self.usual);
@@ -115,6 +129,11 @@ impl Symptom {
             SymptomKind::MajorFaults => {
                 format!("{workload} {has} {} major faults/s instead of {}", round(now), round(usual))
             }
+            SymptomKind::Accepts | SymptomKind::Connections => {
+                let accepts = self.kind == SymptomKind::Accepts;
+                let verb = if accepts { verb("accepts", "accepted") } else { verb("opens", "opened") };
+                format!("{workload} {verb} {} connections/s instead of {}", round(now), round(usual))
+            }
             SymptomKind::MinorFaults => {
                 let (now, usual) = (round(now), round(usual));
                 format!("{workload} {has} {now} page faults for each request instead of {usual}")
@@ -132,11 +151,7 @@ impl Cause {
     fn phrase(&self, symptom: SymptomKind) -> String {
         let mut text = String::new();
         let payer = self.evidence.first();
-        let counts = matches!(
-            symptom,
-            SymptomKind::MajorFaults | SymptomKind::MinorFaults | SymptomKind::Retransmits
-        );
-        if let Some(payer) = payer.filter(|_| !counts) {
+        if let Some(payer) = payer.filter(|_| !symptom.is_count()) {
             let of = if symptom == SymptomKind::Throughput { "second" } else { "request" };
             let spent = spent(payer);
             let _ = write!(text, "{} more of each {of} are {spent}: ", time(self.dose));
@@ -167,7 +182,7 @@ fn short(kind: CauseKind, subject: Option<&Subject>, evidence: &[Evidence]) -> S
     let name = |none: &'static str| subject.map_or(none, |s| &s.name).to_owned();
     let figure = |metric: Metric| {
         let evidence = evidence.iter().find(|e| e.metric == metric);
-        evidence.map_or_else(String::new, |e| format!(" ({}, before {})", e.amount(e.now), e.amount(e.usual)))
+        evidence.map_or_else(String::new, |e| format!(" ({})", e.figure()))
     };
     match kind {
         CauseKind::PathLoss => {
@@ -240,21 +255,47 @@ fn short(kind: CauseKind, subject: Option<&Subject>, evidence: &[Evidence]) -> S
 fn misses(evidence: &[Evidence]) -> String {
     let all = [Metric::CacheMisses, Metric::MajorFaults, Metric::Refaults];
     let found = all.into_iter().find_map(|m| evidence.iter().find(|e| e.metric == m));
-    found.map_or_else(String::new, |e| {
-        let name = e.metric.name().replace('_', " ");
-        format!(" ({} {name}, before {})", e.amount(e.now), e.amount(e.usual))
-    })
+    found.map_or_else(String::new, |e| format!(" ({})", e.figure()))
 }
 
 impl Evidence {
-    /// A number of it, with its unit.
-    fn amount(&self, value: f64) -> String {
-        let number = match self.metric.unit() {
+    /// What is counted, where the number alone does not say it.
+    fn noun(&self) -> &'static str {
+        match self.metric {
+            Metric::Retransmits => " retransmits",
+            Metric::Accepts | Metric::Connections => " connections",
+            Metric::MinorFaults => " page faults",
+            Metric::MajorFaults => " major faults",
+            Metric::CacheMisses => " page-cache misses",
+            Metric::Refaults => " refaults",
+            Metric::Calls => " calls",
+            _ => "",
+        }
+    }
+
+    /// Now and before, for a sentence.
+    fn figure(&self) -> String {
+        let Self { now, usual, .. } = self;
+        let of = match (self.metric.kind(), self.per_request) {
+            (Kind::Level, _) => "",
+            (Kind::Sum, true) => " a request",
+            (Kind::Sum, false) => " a second",
+        };
+        format!("{}{}{of}, before {}", self.number(*now), self.noun(), self.number(*usual))
+    }
+
+    fn number(&self, value: f64) -> String {
+        match self.metric.unit() {
             Unit::Time => time(value),
             Unit::Bytes => bytes(value),
             Unit::Share => share(value),
             Unit::Count => round(value),
-        };
+        }
+    }
+
+    /// A number of it, with its unit.
+    fn amount(&self, value: f64) -> String {
+        let number = self.number(value);
         match (self.metric.kind(), self.per_request) {
             (Kind::Level, _) => number,
             (Kind::Sum, true) => format!("{number} a request"),
@@ -289,6 +330,7 @@ impl Evidence {
 /// Nanoseconds for people.
 fn time(ns: f64) -> String {
     match ns {
+        _ if ns.abs() < 0.5 => "0".to_owned(),
         _ if ns < 1e3 => format!("{} ns", round(ns)),
         _ if ns < 1e6 => format!("{} µs", round(ns / 1e3)),
         _ if ns < 1e9 => format!("{} ms", round(ns / 1e6)),
@@ -326,7 +368,7 @@ mod tests {
     #[test]
     fn numbers_for_people() {
         let times = [0.0, 950.0, 1500.0, 12_340_000.0, 2e9, 61e9].map(time);
-        assert_eq!(times, ["0 ns", "950 ns", "1.5 µs", "12 ms", "2 s", "61 s"]);
+        assert_eq!(times, ["0", "950 ns", "1.5 µs", "12 ms", "2 s", "61 s"]);
         assert_eq!([0.01, 0.24, 9.97, 41.2].map(round), ["0", "0.2", "10", "41"]);
         assert_eq!([12.0, 3e6, 5e9].map(bytes), ["12 B", "2.9 MiB", "4.7 GiB"]);
     }

@@ -5,7 +5,7 @@
 
 use super::{
     baseline::Change,
-    detect::more_work,
+    detect::{Load, explains, more_work},
     incident::{CauseKind, Evidence},
     observe::{Metric, Name, SECOND, Subject},
     payers::Payer,
@@ -53,7 +53,10 @@ impl Guess {
 /// Why this payer pays. `None` if it is only because there is more to do.
 pub(super) fn why(scene: &Scene<'_>, payer: &Payer) -> Option<Guess> {
     match (payer.metric, &payer.subject) {
-        (Metric::Downstream, Some(peer)) => Some(peer_is_slow(scene, peer, payer.change)),
+        (Metric::Downstream, Some(peer)) => {
+            let guess = peer_is_slow(scene, peer, payer.change);
+            (guess.kind != CauseKind::SlowPeer || !is_crowded(scene, peer)).then_some(guess)
+        }
         (Metric::RunQueue | Metric::Throttled, _) => no_cpu(scene, payer.change),
         (Metric::LockWait, _) => lock(scene, payer.change),
         (Metric::FileWait, _) => Some(files(scene)),
@@ -90,7 +93,7 @@ pub(super) fn allocation(scene: &Scene<'_>, faults: Change) -> Guess {
 }
 
 /// Connections are opened by or to the pod, many more than before, and can pay for this much.
-fn connections(scene: &Scene<'_>, extra: f64) -> Option<Guess> {
+pub(super) fn connections(scene: &Scene<'_>, extra: f64) -> Option<Guess> {
     let rate = |metric| {
         let change = scene.view.change(metric, None, Per::Second)?;
         (change.is_lifted(5.0, 3.0) && change.extra() >= 20.0).then_some((metric, change))
@@ -159,7 +162,7 @@ fn no_cpu(scene: &Scene<'_>, wait: Change) -> Option<Guess> {
         let subject = Subject::local(name, name);
         return Some(Guess::new(CauseKind::Neighbour, Some(subject), strength).with(evidence));
     }
-    if more_work(&scene.view, 1.3).is_some() {
+    if explains(more_work(&scene.view, Load::Felt), wait) {
         return None;
     }
     let mut guess = Guess::new(CauseKind::BusyNode, None, 0.5);
@@ -172,12 +175,15 @@ fn no_cpu(scene: &Scene<'_>, wait: Change) -> Option<Guess> {
 fn neighbour<'a>(scene: &Scene<'a>) -> Option<(&'a Name, Change, View<'a>)> {
     /// Nanoseconds a second: a twentieth of a CPU.
     const MIN_EXTRA: f64 = 50e6;
+    // Who has more work at the same time as this pod shares its fate.
+    let more = more_work(&scene.view, Load::Felt).is_some();
     let others = scene.pods.iter().filter(|(name, _)| *name != scene.name);
     let grown = others.filter_map(|(name, pod)| {
         let view = scene.other(&pod.workload);
-        let change = view.change(Metric::Cpu, None, Per::Second);
-        // A pod that was not here before had no CPU time.
-        let change = change?;
+        let change = view.change(Metric::Cpu, None, Per::Second)?;
+        if more && more_work(&view, Load::Felt).is_some() {
+            return None;
+        }
         (change.is_lifted(4.0, 1.3) && change.extra() >= MIN_EXTRA).then_some((name, change, view))
     });
     grown.max_by(|a, b| a.1.extra().total_cmp(&b.1.extra()))
@@ -191,7 +197,7 @@ fn node(scene: &Scene<'_>, metric: Metric) -> Option<Evidence> {
 
 /// The pod's threads wait for locks.
 fn lock(scene: &Scene<'_>, wait: Change) -> Option<Guess> {
-    if more_work(&scene.view, 1.3).is_some() {
+    if explains(more_work(&scene.view, Load::Felt), wait) {
         // More threads at once wait longer for each other.
         return None;
     }
@@ -291,6 +297,13 @@ fn answers_late(scene: &Scene<'_>, peer: &Subject, calls: f64, wait: Change) -> 
         Some(change) => guess.with(evidence(Metric::Response, Some(name), None, change, true)),
         None => guess,
     })
+}
+
+/// Both the pod and the peer only have more work than usual.
+fn is_crowded(scene: &Scene<'_>, peer: &Subject) -> bool {
+    let peer = scene.peer(peer).filter(|(_, pod, _)| !pod.has_incident());
+    peer.is_some_and(|(_, _, view)| more_work(&view, Load::Felt).is_some())
+        && more_work(&scene.view, Load::Felt).is_some()
 }
 
 /// It does not get the CPU time that it needs.

@@ -105,7 +105,7 @@ fn middle_faults_are_found_and_explained() {
         let Score { runs, layer, subject, seconds, false_before, .. } = score;
         assert!(f64::from(layer) >= 0.95 * f64::from(runs), "{fault:?}: layer\n{text}");
         assert!(f64::from(subject) >= 0.9 * f64::from(runs), "{fault:?}: subject\n{text}");
-        assert!(seconds[seconds.len() / 2] <= 10.0, "{fault:?}: late\n{text}");
+        assert!(seconds[seconds.len() / 2] <= 12.0, "{fault:?}: late\n{text}");
         assert_eq!(false_before, 0, "{fault:?}: before the fault\n{text}");
     }
 }
@@ -146,9 +146,11 @@ fn told(fault: Fault, size: usize, seed: u64, seconds: u64) -> (Vec<String>, Vec
 
 #[test]
 fn half_an_hour_of_health_has_at_most_one_incident() {
-    let quiet = told(Fault::Quiet, 0, 1, 900).0;
-    let ramp = told(Fault::Ramp, 0, 2, 900).0;
-    assert!(quiet.len() + ramp.len() <= 1, "{quiet:#?} {ramp:#?}");
+    for seed in 0..seeds().div_ceil(8) {
+        let quiet = told(Fault::Quiet, 0, 2 * seed + 1, 900).0;
+        let ramp = told(Fault::Ramp, 0, 2 * seed + 2, 900).0;
+        assert!(quiet.len() + ramp.len() <= 1, "seed {seed}: {quiet:#?} {ramp:#?}");
+    }
 }
 
 #[test]
