@@ -76,9 +76,10 @@ mod tests {
     use std::{fs, os::unix::fs::PermissionsExt as _};
 
     use super::*;
+    use crate::correlate::Correlator;
 
     fn some(taken_unix_s: u64) -> Baselines {
-        Baselines { taken_unix_s, ..Baselines::default() }
+        Correlator::new(Baselines::default()).baselines(taken_unix_s)
     }
 
     #[test]

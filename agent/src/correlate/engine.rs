@@ -191,9 +191,10 @@ impl Correlator {
         let Some(name) = name else { return Some(None) };
         if !self.pods.contains_key(name) {
             if self.pods.len() >= MAX_WORKLOADS {
-                let quiet = self.pods.iter().filter(|(_, p)| {
-                    p.open.is_none() && p.workload.seen + SILENT < self.now
-                });
+                let quiet = self
+                    .pods
+                    .iter()
+                    .filter(|(_, p)| p.open.is_none() && p.workload.seen + SILENT < self.now);
                 let longest = quiet.min_by_key(|(_, p)| p.workload.seen);
                 let longest = longest.map(|(n, _)| Arc::clone(n))?;
                 self.remove(&longest);
@@ -253,7 +254,8 @@ impl Correlator {
             let until = pod.open.as_ref().map_or(view.until, |o| o.until);
             pod.usual.refresh(&pod.workload, until);
             let readings = detect::read(&View { until, ..view }, &pod.usual);
-            let lasting: Vec<Reading> = pod.streaks.follow(&readings).into_iter().copied().collect();
+            let lasting: Vec<Reading> =
+                pod.streaks.follow(&readings).into_iter().copied().collect();
             steps.push((Arc::clone(name), readings, lasting));
         }
         let steps: Vec<(Name, Step)> = steps
@@ -290,7 +292,8 @@ impl Correlator {
         };
         let first = lasting.first().or_else(|| readings.iter().find(|r| r.heat > Heat::None));
         // Another symptom is told instead if it is one that is felt more.
-        let kind = first.map_or(open.incident.symptom.kind, |r| r.kind).min(open.incident.symptom.kind);
+        let kind =
+            first.map_or(open.incident.symptom.kind, |r| r.kind).min(open.incident.symptom.kind);
         let judged = self.now <= open.onset + JUDGE;
         let reading = readings.iter().find(|r| r.kind == kind && r.heat > Heat::None);
         let ranking = reading.filter(|_| judged).map(|r| {

@@ -59,12 +59,15 @@ mod tests {
     use super::*;
 
     fn wave(shift: usize) -> Vec<f64> {
-        (0..200).map(|i| ((i + shift) as f64 * 0.37).sin() + ((i + shift) as f64 * 0.11).sin()).collect()
+        (0..200)
+            .map(|i| ((i + shift) as f64 * 0.37).sin() + ((i + shift) as f64 * 0.11).sin())
+            .collect()
     }
 
     #[test]
     fn the_shift_is_found() {
-        let found = |cause: usize, effect: usize| lead(&wave(cause), &wave(effect), 30).map(|l| l.slots);
+        let found =
+            |cause: usize, effect: usize| lead(&wave(cause), &wave(effect), 30).map(|l| l.slots);
         assert_eq!(found(7, 0), Some(7));
         assert_eq!(found(0, 7), Some(-7));
         assert_eq!(found(3, 3), Some(0));

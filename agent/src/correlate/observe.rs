@@ -241,8 +241,10 @@ impl Subject {
 
 /// A name without control characters, and short: names come from processes and are hostile.
 fn clean(name: &str) -> Name {
-    let mut text: String =
-        name.chars().map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }).collect();
+    let mut text: String = name
+        .chars()
+        .map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c })
+        .collect();
     if text.len() > MAX_NAME {
         let head = text.floor_char_boundary(MAX_NAME / 2 - 2);
         let tail = text.ceil_char_boundary(text.len() - MAX_NAME / 2 + 2);

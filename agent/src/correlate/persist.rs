@@ -213,7 +213,9 @@ mod tests {
     fn bad_baselines_are_refused_with_the_reason() {
         let error = |text: &str| decode(text.as_bytes()).unwrap_err().to_string();
         let line = |b: &str| {
-            format!(r#"{{"version":1,"taken_unix_s":0,"workloads":{{"w":[{{"metric":"cpu","second":{b}}}]}}}}"#)
+            format!(
+                r#"{{"version":1,"taken_unix_s":0,"workloads":{{"w":[{{"metric":"cpu","second":{b}}}]}}}}"#
+            )
         };
         assert!(error(r#"{"version":2,"new":0}"#).contains("version 2"));
         assert!(error(&line(r#"{"median":1,"mad":-1,"values":3}"#)).contains("\"w\""));

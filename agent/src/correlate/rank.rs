@@ -53,9 +53,8 @@ pub(super) fn rank(scene: &Scene<'_>, kind: SymptomKind, extra: f64) -> Ranking 
         sure.then(a.kind.cmp(&b.kind)).then_with(|| a.subject.cmp(&b.subject))
     });
     causes.truncate(MAX_CAUSES);
-    let found = causes.first().is_some_and(|c| {
-        c.share >= BLAME_SHARE && c.confidence >= BLAME_CONFIDENCE
-    });
+    let found =
+        causes.first().is_some_and(|c| c.share >= BLAME_SHARE && c.confidence >= BLAME_CONFIDENCE);
     let needed = [Source::Sockets, Source::Cpu, Source::Sched, Source::Tcp];
     let whole = |source| scene.coverage.whole(source, scene.view.inside);
     let verdict = if found {

@@ -73,7 +73,12 @@ impl<'a> Scene<'a> {
     }
 
     /// Evidence of the pod itself.
-    pub(super) fn evidence(&self, metric: Metric, subject: Option<&Name>, change: Change) -> Evidence {
+    pub(super) fn evidence(
+        &self,
+        metric: Metric,
+        subject: Option<&Name>,
+        change: Change,
+    ) -> Evidence {
         let per_request = metric.kind() == Kind::Sum && self.per == Per::Request;
         evidence(metric, None, subject, change, per_request)
     }

@@ -119,7 +119,11 @@ impl Symptom {
             SymptomKind::ResponseMean => answers("mean"),
             SymptomKind::Throughput => {
                 let answers = verb("answers", "answered");
-                format!("{workload} {answers} {} requests/s instead of {}", round(now), round(usual))
+                format!(
+                    "{workload} {answers} {} requests/s instead of {}",
+                    round(now),
+                    round(usual)
+                )
             }
             SymptomKind::CpuPerRequest => {
                 let uses = verb("uses", "used");
@@ -127,12 +131,21 @@ impl Symptom {
                 format!("{workload} {uses} {now} of CPU time for each request instead of {usual}")
             }
             SymptomKind::MajorFaults => {
-                format!("{workload} {has} {} major faults/s instead of {}", round(now), round(usual))
+                format!(
+                    "{workload} {has} {} major faults/s instead of {}",
+                    round(now),
+                    round(usual)
+                )
             }
             SymptomKind::Accepts | SymptomKind::Connections => {
                 let accepts = self.kind == SymptomKind::Accepts;
-                let verb = if accepts { verb("accepts", "accepted") } else { verb("opens", "opened") };
-                format!("{workload} {verb} {} connections/s instead of {}", round(now), round(usual))
+                let verb =
+                    if accepts { verb("accepts", "accepted") } else { verb("opens", "opened") };
+                format!(
+                    "{workload} {verb} {} connections/s instead of {}",
+                    round(now),
+                    round(usual)
+                )
             }
             SymptomKind::MinorFaults => {
                 let (now, usual) = (round(now), round(usual));
@@ -186,7 +199,11 @@ fn short(kind: CauseKind, subject: Option<&Subject>, evidence: &[Evidence]) -> S
     };
     match kind {
         CauseKind::PathLoss => {
-            format!("packets on the path to {} are lost{}", name("a peer"), figure(Metric::Retransmits))
+            format!(
+                "packets on the path to {} are lost{}",
+                name("a peer"),
+                figure(Metric::Retransmits)
+            )
         }
         CauseKind::PodLoss => {
             let of = subject.map_or_else(|| "its".to_owned(), |s| format!("{}'s", s.name));
@@ -197,7 +214,9 @@ fn short(kind: CauseKind, subject: Option<&Subject>, evidence: &[Evidence]) -> S
         }
         CauseKind::CpuLimit => {
             let idle = evidence.iter().find(|e| e.metric == Metric::NodeIdle);
-            let idle = idle.map_or_else(String::new, |e| format!(" while {} of the node is idle", share(e.now)));
+            let idle = idle.map_or_else(String::new, |e| {
+                format!(" while {} of the node is idle", share(e.now))
+            });
             format!("its CPU limit throttles it{idle}{}", figure(Metric::Throttled))
         }
         CauseKind::Throttled => {
@@ -207,7 +226,11 @@ fn short(kind: CauseKind, subject: Option<&Subject>, evidence: &[Evidence]) -> S
             format!("{} no longer fits into the memory limit{}", name("its data"), misses(evidence))
         }
         CauseKind::MemoryPressure => {
-            format!("the node is short of memory, and {} is read again{}", name("data"), misses(evidence))
+            format!(
+                "the node is short of memory, and {} is read again{}",
+                name("data"),
+                misses(evidence)
+            )
         }
         CauseKind::PageCache => {
             format!("{} is not in the page cache any more{}", name("data"), misses(evidence))

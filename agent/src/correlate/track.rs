@@ -71,7 +71,12 @@ impl Pod {
 
 impl Pod {
     /// Follows how much there is to do; tells once that it is more than usual.
-    pub(super) fn work(&mut self, more: Option<(f64, f64)>, start: Slot, name: &Name) -> Option<MoreWork> {
+    pub(super) fn work(
+        &mut self,
+        more: Option<(f64, f64)>,
+        start: Slot,
+        name: &Name,
+    ) -> Option<MoreWork> {
         match (more, &mut self.told_busy) {
             (Some(_), Some(calm)) => *calm = 0,
             (None, Some(calm)) => {
@@ -208,4 +213,3 @@ pub(super) fn id(name: &str, start: u64) -> u64 {
     let bytes = name.bytes().chain(start.to_le_bytes());
     bytes.fold(0xcbf2_9ce4_8422_2325, |h, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3))
 }
-

@@ -118,7 +118,8 @@ pub(super) fn connections(scene: &Scene<'_>, extra: f64) -> Option<Guess> {
 fn function(scene: &Scene<'_>) -> Option<(Subject, Change)> {
     let (_, most) = scene.grown(Metric::Function)?;
     let subjects = scene.view.workload.subjects(Metric::Function);
-    let changes = subjects.filter_map(|s| Some((s, scene.change(Metric::Function, Some(&s.name))?)));
+    let changes =
+        subjects.filter_map(|s| Some((s, scene.change(Metric::Function, Some(&s.name))?)));
     // Shares of samples are noisy: who has most of it has all of it.
     let through = changes.filter(|(_, c)| c.extra() >= 0.65 * most.extra());
     let inner = through.min_by(|a, b| a.1.now.total_cmp(&b.1.now))?;
@@ -309,7 +310,8 @@ fn is_crowded(scene: &Scene<'_>, peer: &Subject) -> bool {
 /// It does not get the CPU time that it needs.
 fn is_starved(view: &View<'_>) -> bool {
     let lifted = |metric| {
-        view.change(metric, None, Per::Second).is_some_and(|c| c.is_lifted(5.0, 2.0) && c.now >= 50e6)
+        view.change(metric, None, Per::Second)
+            .is_some_and(|c| c.is_lifted(5.0, 2.0) && c.now >= 50e6)
     };
     lifted(Metric::RunQueue) || lifted(Metric::Throttled)
 }

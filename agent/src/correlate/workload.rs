@@ -128,7 +128,11 @@ impl Workload {
     /// Bins of a series that did not exist: nothing happened while its source was known, unless others
     /// were folded away.
     fn empty(&self, metric: Metric, folded: bool) -> [f32; BINS] {
-        let known = if metric.kind() == Kind::Level || folded { 0 } else { self.known[metric.source() as usize] };
+        let known = if metric.kind() == Kind::Level || folded {
+            0
+        } else {
+            self.known[metric.source() as usize]
+        };
         std::array::from_fn(|bin| if known >> bin & 1 == 1 { 0.0 } else { f32::NAN })
     }
 
@@ -142,7 +146,8 @@ impl Workload {
         room: usize,
     ) -> usize {
         self.seen = self.seen.max(span.to);
-        let share = if metric.kind() == Kind::Sum { amount / span.len().max(1) as f64 } else { amount };
+        let share =
+            if metric.kind() == Kind::Sum { amount / span.len().max(1) as f64 } else { amount };
         let before = self.series();
         if !self.totals.contains_key(&metric) && room > 0 {
             let bins = self.empty(metric, false);
@@ -192,7 +197,8 @@ impl Workload {
             }
             // As long as nothing was folded, who is new did nothing before.
             let folded = full || self.folded > 0;
-            let series = Series::new(if folded { now } else { self.since }, self.empty(metric, folded));
+            let series =
+                Series::new(if folded { now } else { self.since }, self.empty(metric, folded));
             let all = self.subjects.entry(metric).or_default();
             all.insert(Arc::clone(&subject.name), (subject.clone(), series));
         }
@@ -318,7 +324,12 @@ pub(super) struct View<'a> {
 
 impl<'a> View<'a> {
     /// The last `slots`, against what is usual now.
-    pub(super) fn last(workload: &'a Workload, coverage: &'a Coverage, slots: u64, now: u64) -> Self {
+    pub(super) fn last(
+        workload: &'a Workload,
+        coverage: &'a Coverage,
+        slots: u64,
+        now: u64,
+    ) -> Self {
         let inside = Span::last(slots, now);
         Self { workload, coverage, inside, until: now.saturating_sub(QUARANTINE) }
     }

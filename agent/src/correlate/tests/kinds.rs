@@ -55,7 +55,8 @@ fn score(fault: Fault, pod: usize, layer: Layer, subject: Option<&str>, size: us
         let before = sim.run(&mut correlator, BEFORE);
         let events = sim.run(&mut correlator, DURING);
         score.runs += 1;
-        score.false_before += before.iter().filter(|e| matches!(e, Event::Opened(_))).count() as u32;
+        score.false_before +=
+            before.iter().filter(|e| matches!(e, Event::Opened(_))).count() as u32;
         let Some(last) = last_of(&events, NAMES[pod]) else {
             let others: Vec<_> = NAMES.iter().filter_map(|n| last_of(&events, n)).collect();
             let others: Vec<_> = others.iter().map(|i| i.sentence("T")).collect();

@@ -167,17 +167,14 @@ impl Sim {
             }
             self.second_passes(&mut told);
             let slot = |at| Slot(self.start + at);
-            let unknown: Vec<bool> =
-                (0..10).map(|_| self.dropping.chance(self.dropped)).collect();
+            let unknown: Vec<bool> = (0..10).map(|_| self.dropping.chance(self.dropped)).collect();
             for at in first..self.at {
                 let share = if unknown[(at - first) as usize] { 0.0 } else { 1.0 };
                 for source in Source::ALL {
                     correlator.cover(source, slot(at), slot(at + 1), share);
                 }
             }
-            told.retain(|o| {
-                o.slots > 1 || !unknown[(o.slot.0 - self.start - first) as usize]
-            });
+            told.retain(|o| o.slots > 1 || !unknown[(o.slot.0 - self.start - first) as usize]);
             let rank = |o: &Observation| {
                 let of = o.workload.as_ref().and_then(|w| self.names.iter().position(|n| n == w));
                 of.and_then(|w| self.order.iter().position(|o| *o == w))
@@ -227,20 +224,31 @@ impl Sim {
         }
         let mut timeout = 200.0 * MS;
         while self.rng.chance(loss) && timeout < 2e9 {
-            if self.rng.chance(0.5) { mine += 1.0 } else { theirs += 1.0 }
+            if self.rng.chance(0.5) {
+                mine += 1.0
+            } else {
+                theirs += 1.0
+            }
             wait += timeout;
             timeout *= 2.0;
         }
         (wait, mine, theirs)
     }
 
-    fn serve(&mut self, of: usize, load: f64, done: &[Done; 6], told: &mut Vec<Observation>) -> Done {
+    fn serve(
+        &mut self,
+        of: usize,
+        load: f64,
+        done: &[Done; 6],
+        told: &mut Vec<Observation>,
+    ) -> Done {
         let service = &SERVICES[of];
         let count = self.rng.poisson(service.rate * load / 10.0) as usize;
         let mut response = Times::default();
         let mut result = Done::default();
         let mut peers = vec![(Times::default(), 0.0, 0.0); service.calls.len()];
-        let (mut cpu, mut dear, mut kernel, mut queue, mut lock, mut file) = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0);
+        let (mut cpu, mut dear, mut kernel, mut queue, mut lock, mut file) =
+            (0.0, 0.0, 0.0, 0.0, 0.0, 0.0);
         let (mut minor, mut missed, mut slept, mut throttled) = (0.0, 0.0, 0.0, 0.0);
         // More work makes everybody wait a little longer for a CPU.
         let crowd = load.max(0.2).powi(2);
@@ -281,8 +289,11 @@ impl Sim {
                 missed += misses;
                 read += misses * self.rng.time(1.5 * MS, 0.5);
             }
-            let sleep =
-                if of == 2 && self.is(Fault::SlowPeer) { self.rng.time(self.size * MS, 0.2) } else { 0.0 };
+            let sleep = if of == 2 && self.is(Fault::SlowPeer) {
+                self.rng.time(self.size * MS, 0.2)
+            } else {
+                0.0
+            };
             let mut total = run + waits + locked + read + sleep + self.rng.time(0.1 * MS, 0.5);
             for (index, peer) in service.calls.iter().enumerate() {
                 let (wait, mine, theirs) = self.call(of, *peer, &done[*peer].answered);
@@ -299,7 +310,8 @@ impl Sim {
         if of == 3 && self.is(Fault::CpuLimit) {
             throttled = self.size * 0.1e9;
         }
-        let amount = |metric, subject, value| self.observation(1, of, metric, subject, Value::Amount(value));
+        let amount =
+            |metric, subject, value| self.observation(1, of, metric, subject, Value::Amount(value));
         told.push(self.observation(1, of, Metric::Response, None, Value::Times(response)));
         told.push(amount(Metric::RunQueue, None, queue));
         let name = ["session", "cart", "ledger", "stock", "index", "model"][of];
@@ -322,7 +334,8 @@ impl Sim {
             let peer = service.calls[index];
             let subject = Subject::local(&format!("{}:8080", NAMES[peer]), &self.names[peer]);
             let us = Subject::local(NAMES[of], &self.names[of]);
-            let put = |of, metric, subject, value| self.observation(1, of, metric, Some(subject), value);
+            let put =
+                |of, metric, subject, value| self.observation(1, of, metric, Some(subject), value);
             told.push(put(of, Metric::Downstream, subject.clone(), Value::Times(times)));
             told.push(put(of, Metric::Retransmits, subject, Value::Amount(mine)));
             told.push(put(peer, Metric::Retransmits, us, Value::Amount(theirs)));
