@@ -55,7 +55,7 @@ const RULES: [Rule; 10] = [
     rule(SymptomKind::ResponseP50, 6.0, 1.3, 300e3, 30.0, 4),
     rule(SymptomKind::ResponseP99, 7.0, 1.6, 2e6, 200.0, 8),
     rule(SymptomKind::ResponseMean, 7.0, 1.4, 500e3, 30.0, 8),
-    rule(SymptomKind::Throughput, 5.0, 3.0, 5.0, 0.0, 8),
+    rule(SymptomKind::Throughput, 3.5, 3.0, 5.0, 0.0, 8),
     rule(SymptomKind::CpuPerRequest, 7.0, 1.6, 300e3, 30.0, 6),
     rule(SymptomKind::MajorFaults, 7.0, 4.0, 20.0, 0.0, 6),
     rule(SymptomKind::MinorFaults, 7.0, 4.0, 100.0, 30.0, 6),
@@ -84,6 +84,8 @@ pub(super) struct Reading {
     pub(super) kind: SymptomKind,
     pub(super) change: Change,
     pub(super) heat: Heat,
+    /// For how many seconds it has to be hot.
+    pub(super) seconds: u8,
 }
 
 /// What a symptom is measured by.
@@ -120,6 +122,9 @@ pub(super) fn series_of(kind: SymptomKind) -> (Metric, Per) {
 pub(super) struct Usual {
     bins: Range<u64>,
     of: [Option<Baseline>; SYMPTOMS],
+    /// How many bins are known, and by how much the symptom was there in those in which it was.
+    count: [usize; SYMPTOMS],
+    before: [Vec<f64>; SYMPTOMS],
 }
 
 impl Usual {
@@ -130,10 +135,21 @@ impl Usual {
             return;
         }
         for rule in &RULES {
-            self.of[rule.kind as usize] = match measure(rule.kind) {
-                Measure::Quantile(index) => workload.usual_quantile(index, until),
-                Measure::Metric(metric, per) => workload.baseline(metric, None, per, until),
+            let index = rule.kind as usize;
+            let (base, values) = match measure(rule.kind) {
+                Measure::Quantile(index) => {
+                    (workload.usual_quantile(index, until), workload.quantiles(index, until))
+                }
+                Measure::Metric(metric, per) => (
+                    workload.baseline(metric, None, per, until),
+                    workload.values(metric, None, per, until),
+                ),
             };
+            self.of[index] = base;
+            self.count[index] = values.iter().filter(|v| v.is_finite()).count();
+            let changes = values.iter().filter_map(|v| Some(rule.change(base?, *v)));
+            let hot = changes.filter(|c| rule.holds(*c, 1.0));
+            self.before[index] = hot.map(|c| c.extra().abs()).collect();
         }
         self.bins = bins;
     }
@@ -145,32 +161,60 @@ impl Rule {
         if requests < self.requests {
             return None;
         }
-        let (metric, now) = match measure(self.kind) {
-            Measure::Quantile(index) => (Metric::Response, view.quantile(index)?),
-            Measure::Metric(metric, per) => (metric, view.now(metric, None, per)?),
+        let now = match measure(self.kind) {
+            Measure::Quantile(index) => view.quantile(index)?,
+            Measure::Metric(metric, per) => view.now(metric, None, per)?,
         };
-        let change = Change { base, now, sigma: base.sigma(metric.floor()) };
-        // Of the throughput it is the fall that counts.
+        let change = self.change(base, now);
+        let heat = if self.holds(change, 1.0) {
+            Heat::Hot
+        } else if self.holds(change, 0.5) {
+            Heat::Warm
+        } else {
+            Heat::None
+        };
+        let seconds = self.lasting(usual, change);
+        Some(Reading { kind: self.kind, change, heat, seconds })
+    }
+
+    fn change(&self, base: Baseline, now: f64) -> Change {
+        let (metric, per) = series_of(self.kind);
+        Change { base, now, sigma: base.sigma(metric.floor(per == Per::Request)) }
+    }
+
+    /// A change goes beyond this part of the rule.
+    fn holds(&self, change: Change, part: f64) -> bool {
         let (z, ratio, extra) = match self.kind {
+            // Of the throughput it is the fall that counts.
             SymptomKind::Throughput => {
                 let ratio = change.base.median / change.now.max(1e-3);
                 (-change.z(), ratio, -change.extra())
             }
             _ => (change.z(), change.ratio(), change.extra()),
         };
-        let beyond = |part: f64| {
-            z >= self.z * part
-                && ratio >= 1.0 + (self.ratio - 1.0) * part
-                && extra >= self.extra * part
+        z >= self.z * part && ratio >= 1.0 + (self.ratio - 1.0) * part && extra >= self.extra * part
+    }
+
+    /// For how long it has to last, given how often half as much was there all the same: so long that
+    /// chance alone hardly ever makes it. A pod that stops for a moment every minute is known to.
+    fn lasting(&self, usual: &Usual, change: Change) -> u8 {
+        /// Logarithms of how rarely chance may: once in 10,000 bins for what was seen to happen, and once
+        /// in 1,000 for what was not.
+        const SEEN: f64 = -9.21;
+        const UNSEEN: f64 = -6.91;
+        let index = self.kind as usize;
+        let count = usual.count[index] as f64;
+        let half = change.extra().abs() / 2.0;
+        let times = usual.before[index].iter().filter(|extra| **extra >= half).count() as f64;
+        // No single moment moves a median.
+        let median = self.kind == SymptomKind::ResponseP50;
+        let (often, chance) = match times {
+            0.0 if median || count == 0.0 => return self.seconds,
+            0.0 => (0.5 / count, UNSEEN),
+            _ => (times / count, SEEN),
         };
-        let heat = if beyond(1.0) {
-            Heat::Hot
-        } else if beyond(0.5) {
-            Heat::Warm
-        } else {
-            Heat::None
-        };
-        Some(Reading { kind: self.kind, change, heat })
+        let bins = (chance / f64::min(often, 0.6).ln()).ceil();
+        self.seconds.max(bins as u8 * (super::series::BIN / SECOND) as u8)
     }
 }
 
@@ -197,7 +241,7 @@ impl Streaks {
                 Some(_) => 0,
             };
         }
-        let long = |r: &&Reading| self.0[r.kind as usize] >= RULES[r.kind as usize].seconds;
+        let long = |r: &&Reading| self.0[r.kind as usize] >= r.seconds;
         readings.iter().filter(|r| r.heat == Heat::Hot).filter(long).collect()
     }
 

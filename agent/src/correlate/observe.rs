@@ -204,14 +204,16 @@ metrics! {
 }
 
 impl Metric {
-    /// What a change must exceed to mean anything, a request or a second: it stands for the deviation
-    /// of a baseline that does not deviate. A retransmit every 5 s happens everywhere.
-    pub(super) const fn floor(self) -> f64 {
-        match self.unit() {
-            Unit::Time => 20_000.0,
-            Unit::Count => 0.2,
-            Unit::Bytes => 1000.0,
-            Unit::Share => 0.01,
+    /// What a change must exceed to mean anything: it stands for the deviation of a baseline that does
+    /// not deviate. For each request, or for each second: a retransmit every 5 s happens everywhere.
+    pub(super) const fn floor(self, per_request: bool) -> f64 {
+        match (self.unit(), per_request) {
+            (Unit::Time, true) => 20e3,
+            (Unit::Time, false) => 1e6,
+            (Unit::Count, true) => 0.02,
+            (Unit::Count, false) => 0.2,
+            (Unit::Bytes, _) => 1000.0,
+            (Unit::Share, _) => 0.01,
         }
     }
 }

@@ -111,7 +111,10 @@ impl Pod {
 
     /// Its incident is over.
     pub(super) fn close(&mut self, now: u64) {
-        self.open = None;
+        let end = self.open.take().and_then(|open| open.incident.end);
+        if let Some((_, End::NewUsual)) = end {
+            self.workload.unlearn();
+        }
         self.streaks.clear();
         self.settled = now;
     }

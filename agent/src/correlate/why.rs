@@ -318,23 +318,7 @@ fn is_starved(view: &View<'_>) -> bool {
 
 /// Packets between the pod and a peer are lost, enough to pay for the wait.
 pub(super) fn loss(scene: &Scene<'_>, peer: &Subject, wait: Option<Change>) -> Option<Guess> {
-    let mut seen = Vec::new();
-    let mut extra = 0.0;
-    if let Some(change) = lost(&scene.view, &peer.name) {
-        extra += change.extra();
-        seen.push(evidence(Metric::Retransmits, None, Some(&peer.name), change, false));
-    }
-    let other = scene.peer(peer);
-    if let Some((name, _, view)) = &other {
-        let of_us = |s: &&Subject| s.workload.as_ref() == Some(scene.name);
-        for us in view.workload.subjects(Metric::Retransmits).filter(of_us) {
-            if let Some(change) = lost(view, &us.name) {
-                extra += change.extra();
-                let by = Some(*name);
-                seen.push(evidence(Metric::Retransmits, by, Some(&us.name), change, false));
-            }
-        }
-    }
+    let (extra, seen) = lost(scene, scene.name, &scene.view, peer)?;
     let needed = match (wait, scene.per) {
         (None, _) => 0.0,
         (Some(wait), Per::Second) => wait.extra(),
@@ -342,12 +326,14 @@ pub(super) fn loss(scene: &Scene<'_>, peer: &Subject, wait: Option<Change>) -> O
             wait.extra() * scene.view.now(Metric::Requests, None, Per::Second)?
         }
     };
-    if seen.is_empty() || extra * TIMEOUT_NS < PART * needed {
+    if extra * TIMEOUT_NS < PART * needed {
         return None;
     }
-    let (kind, subject) = if all_paths(&scene.view) {
+    let there = scene.peer(peer);
+    let (kind, subject) = if all_paths(scene, scene.name, &scene.view) {
         (CauseKind::PodLoss, None)
-    } else if let Some((name, _, _)) = other.filter(|(_, _, view)| all_paths(view)) {
+    } else if let Some((name, _, _)) = there.filter(|(name, _, view)| all_paths(scene, name, view))
+    {
         (CauseKind::PodLoss, Some(Subject::local(&peer.name, name)))
     } else {
         (CauseKind::PathLoss, Some(peer.clone()))
@@ -355,19 +341,55 @@ pub(super) fn loss(scene: &Scene<'_>, peer: &Subject, wait: Option<Change>) -> O
     Some(Guess { kind, subject, strength: 1.0, evidence: seen })
 }
 
-/// A pod retransmits to a peer, more than before.
-fn lost(view: &View<'_>, peer: &str) -> Option<Change> {
-    let change = view.change(Metric::Retransmits, Some(peer), Per::Second)?;
-    (change.is_lifted(2.0, 2.0) && change.extra() >= 0.3).then_some(change)
+/// By how many retransmits a second a pod and its peer, as far as that runs here, send more than before
+/// to each other, if that is no chance.
+fn lost(
+    scene: &Scene<'_>,
+    name: &Name,
+    view: &View<'_>,
+    peer: &Subject,
+) -> Option<(f64, Vec<Evidence>)> {
+    /// So many are no chance, and so many times the mean before.
+    const COUNT: f64 = 3.0;
+    const TIMES: f64 = 3.0;
+    let seconds = view.inside.len() as f64 / SECOND as f64;
+    let (mut now, mut before, mut seen) = (0.0, 0.0, Vec::new());
+    let mut add = |by: Option<&Name>, view: &View<'_>, to: &Name| {
+        let rate = view.now(Metric::Retransmits, Some(to), Per::Second)?;
+        let (mean, known) = view.workload.rarity(Metric::Retransmits, to, view.until)?;
+        now += rate;
+        // Where there was none, there may have been one just before.
+        before += mean.max(1.0 / known);
+        let change = view.change(Metric::Retransmits, Some(to), Per::Second)?;
+        if rate * seconds >= 1.0 {
+            seen.push(evidence(Metric::Retransmits, by, Some(to), change, false));
+        }
+        Some(())
+    };
+    add((name != scene.name).then_some(name), view, &peer.name);
+    let there = peer.workload.as_ref().filter(|there| *there != name);
+    if let Some((there, pod)) = there.and_then(|there| scene.pods.get_key_value(there)) {
+        let view = scene.other(&pod.workload);
+        let of_us = |s: &&Subject| s.workload.as_ref() == Some(name);
+        for us in view.workload.subjects(Metric::Retransmits).filter(of_us) {
+            add(Some(there), &view, &us.name);
+        }
+    }
+    let extra = now - before;
+    let more = now >= TIMES * before && extra * seconds >= COUNT;
+    (more && !seen.is_empty()).then_some((extra, seen))
 }
 
-/// A pod retransmits to most of its peers, of which there are several.
-fn all_paths(view: &View<'_>) -> bool {
-    let known = |metric| view.workload.subjects(metric).map(|s| &s.name);
-    let mut peers: Vec<&Name> = known(Metric::Retransmits).chain(known(Metric::Calls)).collect();
-    peers.sort_unstable();
-    peers.dedup();
-    let lossy = peers.iter().filter(|p| lost(view, p).is_some()).count();
+/// Packets are lost between a pod and most of its peers, of which there are several.
+fn all_paths(scene: &Scene<'_>, name: &Name, view: &View<'_>) -> bool {
+    let known = |metric| view.workload.subjects(metric);
+    let mut peers: Vec<&Subject> = known(Metric::Retransmits).chain(known(Metric::Calls)).collect();
+    // A peer that calls and is called is one.
+    let of = |s: &&Subject| s.workload.clone().unwrap_or_else(|| s.name.clone());
+    peers.sort_by_key(of);
+    let peers: Vec<_> = peers.chunk_by(|a, b| of(a) == of(b)).collect();
+    let is_lossy = |same: &&&[&Subject]| same.iter().any(|p| lost(scene, name, view, p).is_some());
+    let lossy = peers.iter().filter(is_lossy).count();
     lossy >= 2 && lossy * 10 >= peers.len() * 6
 }
 

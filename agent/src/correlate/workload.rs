@@ -109,9 +109,7 @@ impl Workload {
     }
 
     pub(super) fn usual_quantile(&self, index: usize, until: u64) -> Option<Baseline> {
-        let bins = self.usual(until);
-        let own = self.responses.as_ref();
-        let own = own.and_then(|r| Baseline::of(bins.map(|bin| r.bin(index, bin))));
+        let own = Baseline::of(self.quantiles(index, until));
         self.or_remembered(own, || self.remembered.quantile(index))
     }
 
@@ -261,6 +259,12 @@ impl Workload {
         }
     }
 
+    /// Forgets all that was usual.
+    pub(super) fn unlearn(&mut self) {
+        self.forget(0);
+        self.remembered = Remembered::default();
+    }
+
     /// The bins that end before `until`.
     pub(super) fn usual(&self, until: u64) -> std::ops::Range<u64> {
         let skipped = self.ends.iter().rev().take_while(|end| **end > until).count() as u64;
@@ -275,6 +279,36 @@ impl Workload {
         }
     }
 
+    /// The amounts of the bins before `until`, a second or a request; NaN where unknown.
+    pub(super) fn values(
+        &self,
+        metric: Metric,
+        subject: Option<&str>,
+        per: Per,
+        until: u64,
+    ) -> Vec<f64> {
+        let Some(series) = self.find(metric, subject) else { return Vec::new() };
+        let bins = self.usual(until);
+        match (per, self.totals.get(&Metric::Requests)) {
+            (Per::Second, _) => bins.map(|b| series.bin(b)).collect(),
+            (Per::Request, None) => Vec::new(),
+            (Per::Request, Some(requests)) => {
+                let each = |b| {
+                    let rate = requests.bin(b);
+                    let enough = rate * (BIN / SECOND) as f64 >= MIN_REQUESTS;
+                    if enough { series.bin(b) / rate } else { f64::NAN }
+                };
+                bins.map(each).collect()
+            }
+        }
+    }
+
+    /// A quantile of the response times of the bins before `until`; NaN where unknown.
+    pub(super) fn quantiles(&self, index: usize, until: u64) -> Vec<f64> {
+        let Some(responses) = &self.responses else { return Vec::new() };
+        self.usual(until).map(|bin| responses.bin(index, bin)).collect()
+    }
+
     /// What is usual before `until`, a second or a request.
     pub(super) fn baseline(
         &self,
@@ -283,20 +317,17 @@ impl Workload {
         per: Per,
         until: u64,
     ) -> Option<Baseline> {
-        let series = self.find(metric, subject)?;
-        let bins = self.usual(until);
-        let own = match per {
-            Per::Second => Baseline::of(bins.map(|b| series.bin(b))),
-            Per::Request => {
-                let requests = self.totals.get(&Metric::Requests)?;
-                Baseline::of(bins.map(|b| {
-                    let rate = requests.bin(b);
-                    let enough = rate * (BIN / SECOND) as f64 >= MIN_REQUESTS;
-                    if enough { series.bin(b) / rate } else { f64::NAN }
-                }))
-            }
-        };
+        let own = Baseline::of(self.values(metric, subject, per, until));
         self.or_remembered(own, || self.remembered.get(metric, subject, per))
+    }
+
+    /// The mean amount in a second before `until`, for things so rare that their median is none; and for
+    /// how many seconds it is known.
+    pub(super) fn rarity(&self, metric: Metric, subject: &str, until: u64) -> Option<(f64, f64)> {
+        let series = self.find(metric, Some(subject))?;
+        let rates = self.usual(until).map(|bin| series.bin(bin)).filter(|rate| rate.is_finite());
+        let (sum, bins) = rates.fold((0.0, 0.0), |(sum, bins), rate| (sum + rate, bins + 1.0));
+        (bins > 0.0).then(|| (sum / bins, bins * (BIN / SECOND) as f64))
     }
 
     fn or_remembered(
@@ -351,7 +382,8 @@ impl<'a> View<'a> {
     pub(super) fn change(&self, metric: Metric, subject: Option<&str>, per: Per) -> Option<Change> {
         let base = self.workload.baseline(metric, subject, per, self.until)?;
         let now = self.now(metric, subject, per)?;
-        Some(Change { base, now, sigma: base.sigma(metric.floor()) })
+        let floor = metric.floor(per == Per::Request);
+        Some(Change { base, now, sigma: base.sigma(floor) })
     }
 
     /// A quantile of the response time; looks at the last seconds only.

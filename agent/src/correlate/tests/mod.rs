@@ -1,6 +1,7 @@
 //! The whole correlator, on simulated nodes.
 #![expect(clippy::unwrap_used, reason = "tests fail by panicking")]
 
+mod causes;
 mod golden;
 mod kinds;
 mod properties;

@@ -118,7 +118,7 @@ fn less_data_makes_less_sure() {
 fn missing_data_is_no_incident() {
     for (seed, dropped) in [(1, 0.1), (2, 0.4), (3, 0.6), (4, 1.0)] {
         let mut sim = Sim::new(seed, Fault::Quiet, 0, 0, 0);
-        sim.dropped = dropped;
+        (sim.dropped, sim.pauses) = (dropped, 0.0);
         let told = sim.run(&mut Correlator::new(Baselines::default()), 240);
         assert_eq!(told, [], "seed {seed}, {dropped}");
     }

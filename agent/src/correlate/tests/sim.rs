@@ -2,7 +2,8 @@
 //!
 //! It is no proof that the correlator works on a kernel, whose numbers are dirtier. It has what fools
 //! simple detectors: log-normal times, Poisson counts, a load that wanders, CPU time known from 99
-//! samples a second, and faults that spread to callers.
+//! samples a second, waits that are sampled, moments in which nothing moves, idle threads whose waits
+//! look like waits for a lock, and faults that spread to callers.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -67,12 +68,17 @@ pub(super) enum Fault {
     Storm,
     /// More requests for all.
     Load,
+    /// A lock of recommender is hardly ever free.
+    Stall,
+    /// Hardly any requests for all.
+    Stop,
 }
 
 impl Fault {
     fn size(self, size: usize) -> f64 {
         let sizes = match self {
             Self::Quiet | Self::Ramp => [0.0; 3],
+            Self::Stall | Self::Stop => [0.1, 0.03, 0.0],
             Self::PathLoss | Self::PodLoss => [0.01, 0.05, 0.2],
             Self::Code => [1.6, 3.0, 6.0],
             Self::Lock => [2.0, 8.0, 30.0],
@@ -106,6 +112,8 @@ pub(super) struct Sim {
     /// Share of the slots that are not told, and not covered either.
     pub(super) dropped: f64,
     dropping: Rng,
+    /// How often a service stops for a moment, in a slot.
+    pub(super) pauses: f64,
     /// The order in which pods are told of.
     pub(super) order: Vec<usize>,
     pub(super) told: u64,
@@ -132,6 +140,7 @@ impl Sim {
             second: BTreeMap::new(),
             dropped: 0.0,
             dropping: Rng::new(seed ^ 0x5eed),
+            pauses: 0.002,
             order: (0..NAMES.len()).collect(),
             told: 0,
         }
@@ -194,7 +203,8 @@ impl Sim {
             Fault::Ramp => 1.0 + 0.5 * (self.at as f64 / 12_000.0 * std::f64::consts::TAU).sin(),
             _ => 1.0,
         };
-        let load = self.load.exp() * ramp * self.sized(Fault::Load, 1.0);
+        let load =
+            self.load.exp() * ramp * self.sized(Fault::Load, 1.0) * self.sized(Fault::Stop, 1.0);
         let mut done: [Done; 6] = Default::default();
         // Callees first.
         for of in [4, 2, 3, 5, 1, 0] {
@@ -243,7 +253,9 @@ impl Sim {
         told: &mut Vec<Observation>,
     ) -> Done {
         let service = &SERVICES[of];
-        let count = self.rng.poisson(service.rate * load / 10.0) as usize;
+        let stalled = of == 5 && self.is(Fault::Stall);
+        let rate = service.rate * if stalled { self.size } else { 1.0 };
+        let count = self.rng.poisson(rate * load / 10.0) as usize;
         let mut response = Times::default();
         let mut result = Done::default();
         let mut peers = vec![(Times::default(), 0.0, 0.0); service.calls.len()];
@@ -306,6 +318,22 @@ impl Sim {
             result.answered.push(total);
             (cpu, queue, lock, file, slept) =
                 (cpu + run, queue + waits, lock + locked, file + read, slept + sleep);
+        }
+        // A moment in which it does nothing: a collection of garbage, a slow disk. Nothing measured says why.
+        if self.rng.chance(self.pauses) {
+            let pause = self.rng.time(80.0 * MS, 0.5);
+            result.answered.iter_mut().for_each(|t| *t += pause);
+            response = Times::default();
+            result.answered.iter().for_each(|t| response.add(*t as u64));
+        }
+        // Waits are sampled, and some threads that wait for work seem to wait for a lock.
+        lock += self.rng.time(1.0 * MS, 1.0);
+        queue *= self.rng.time(1.0, 0.4);
+        lock *= self.rng.time(1.0, 0.4);
+        file *= self.rng.time(1.0, 0.4);
+        if stalled {
+            // Eight threads.
+            lock += 0.8e9;
         }
         if of == 3 && self.is(Fault::CpuLimit) {
             throttled = self.size * 0.1e9;
