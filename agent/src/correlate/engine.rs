@@ -290,10 +290,9 @@ impl Correlator {
                 }
             };
         };
-        let first = lasting.first().or_else(|| readings.iter().find(|r| r.heat > Heat::None));
-        // Another symptom is told instead if it is one that is felt more.
-        let kind =
-            first.map_or(open.incident.symptom.kind, |r| r.kind).min(open.incident.symptom.kind);
+        // Another symptom is told instead if it is one that is felt more, and as sure.
+        let kind = open.incident.symptom.kind;
+        let kind = lasting.iter().map(|r| r.kind).fold(kind, SymptomKind::min);
         let judged = self.now <= open.onset + JUDGE;
         let reading = readings.iter().find(|r| r.kind == kind && r.heat > Heat::None);
         let ranking = reading.filter(|_| judged).map(|r| {

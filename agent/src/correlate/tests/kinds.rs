@@ -1,6 +1,6 @@
 //! How often each kind of fault is found, and found right, over many seeds.
 //!
-//! `PODFLAME_SEEDS=40` runs more seeds than by default.
+//! `PODFLAME_SEEDS=40` runs more seeds than by default: with optimization, that takes five minutes.
 
 use std::fmt::Write as _;
 
@@ -28,7 +28,7 @@ const EXPECTED: [(Fault, usize, Layer, Option<&str>); 10] = [
 ];
 
 fn seeds() -> u64 {
-    std::env::var("PODFLAME_SEEDS").ok().and_then(|s| s.parse().ok()).unwrap_or(8)
+    std::env::var("PODFLAME_SEEDS").ok().and_then(|s| s.parse().ok()).unwrap_or(3)
 }
 
 #[derive(Debug, Default)]
@@ -51,7 +51,9 @@ fn last_of<'a>(events: &'a [Event], pod: &str) -> Option<&'a Incident> {
 
 fn score(fault: Fault, pod: usize, layer: Layer, subject: Option<&str>, size: usize) -> Score {
     let mut score = Score::default();
-    for seed in 0..seeds() {
+    // The middle size is the one that promises are made of.
+    let seeds = if size == 1 { seeds() } else { seeds().div_ceil(4) };
+    for seed in 0..seeds {
         let mut correlator = Correlator::new(Baselines::default());
         let mut sim = Sim::new(seed, fault, size, BEFORE, BEFORE + DURING);
         let before = sim.run(&mut correlator, BEFORE);
@@ -159,7 +161,7 @@ fn half_an_hour_of_health_has_at_most_one_incident() {
 
 #[test]
 fn more_work_is_no_incident() {
-    for (seed, size) in (0..seeds()).flat_map(|s| [(s, 1), (s, 2)]) {
+    for (seed, size) in (0..seeds()).map(|seed| (seed, 1 + seed as usize % 2)) {
         let (opened, more) = told(Fault::Load, size, seed, BEFORE + DURING);
         assert_eq!(opened, Vec::<String>::new(), "seed {seed}, size {size}");
         assert!(!more.is_empty(), "seed {seed}, size {size}");
