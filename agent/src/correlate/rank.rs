@@ -197,7 +197,7 @@ fn blamed(pod: &Pod) -> Option<(CauseKind, Option<Subject>)> {
 
 /// Whether a pod's symptom is only that it has more to do: what was found beside pays for little.
 pub(super) fn is_only_load(scene: &Scene<'_>, ranking: &Ranking) -> Option<(f64, f64)> {
-    let more = detect::more_work(&scene.view, Load::Felt)?;
+    let more = detect::more_work(&Scene::recent(scene.view), Load::Felt)?;
     let paid = ranking.causes.first().filter(|_| ranking.verdict == Verdict::Cause);
     let paid = paid.filter(|c| c.share >= 0.4);
     paid.is_none().then_some((more.base.median, more.now))

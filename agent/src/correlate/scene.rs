@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use super::{
     baseline::Change,
+    detect::WINDOW,
     incident::Evidence,
     lead::{Lead, lead},
     observe::{Kind, Metric, Name, SECOND, Subject},
@@ -21,6 +22,9 @@ const AFTER: u64 = 45 * SECOND;
 
 /// A change that has to be taken seriously.
 const LIFTED_Z: f64 = 4.0;
+
+/// A part of something that changed has changed as well.
+const GROWN_Z: f64 = 3.0;
 
 /// Everything that can speak for a cause.
 pub(super) struct Scene<'a> {
@@ -46,6 +50,11 @@ impl<'a> Scene<'a> {
         View { workload, ..self.view }
     }
 
+    /// A pod in the last seconds: for what has to go on, as a load.
+    pub(super) fn recent(view: View<'a>) -> View<'a> {
+        View { inside: Span::last(WINDOW, view.inside.to), ..view }
+    }
+
     /// A peer that runs on this node.
     pub(super) fn peer(&self, subject: &Subject) -> Option<(&'a Name, &'a Pod, View<'a>)> {
         let name = subject.workload.as_ref().filter(|w| *w != self.name)?;
@@ -67,7 +76,7 @@ impl<'a> Scene<'a> {
     pub(super) fn grown(&self, metric: Metric) -> Option<(Subject, Change)> {
         let subjects = self.view.workload.subjects(metric);
         let changes = subjects.filter_map(|s| Some((s, self.change(metric, Some(&s.name))?)));
-        let grown = changes.filter(|(_, c)| c.extra() > 0.0 && c.z() >= LIFTED_Z);
+        let grown = changes.filter(|(_, c)| c.extra() > 0.0 && c.z() >= GROWN_Z);
         let most = grown.max_by(|a, b| a.1.extra().total_cmp(&b.1.extra()))?;
         Some((most.0.clone(), most.1))
     }

@@ -163,7 +163,7 @@ fn no_cpu(scene: &Scene<'_>, wait: Change) -> Option<Guess> {
         let subject = Subject::local(name, name);
         return Some(Guess::new(CauseKind::Neighbour, Some(subject), strength).with(evidence));
     }
-    if explains(more_work(&scene.view, Load::Felt), wait) {
+    if explains(more_work(&Scene::recent(scene.view), Load::Felt), wait) {
         return None;
     }
     let mut guess = Guess::new(CauseKind::BusyNode, None, 0.5);
@@ -177,12 +177,12 @@ fn neighbour<'a>(scene: &Scene<'a>) -> Option<(&'a Name, Change, View<'a>)> {
     /// Nanoseconds a second: a twentieth of a CPU.
     const MIN_EXTRA: f64 = 50e6;
     // Who has more work at the same time as this pod shares its fate.
-    let more = more_work(&scene.view, Load::Felt).is_some();
+    let more = more_work(&Scene::recent(scene.view), Load::Felt).is_some();
     let others = scene.pods.iter().filter(|(name, _)| *name != scene.name);
     let grown = others.filter_map(|(name, pod)| {
         let view = scene.other(&pod.workload);
         let change = view.change(Metric::Cpu, None, Per::Second)?;
-        if more && more_work(&view, Load::Felt).is_some() {
+        if more && more_work(&Scene::recent(view), Load::Felt).is_some() {
             return None;
         }
         (change.is_lifted(4.0, 1.3) && change.extra() >= MIN_EXTRA).then_some((name, change, view))
@@ -198,7 +198,7 @@ fn node(scene: &Scene<'_>, metric: Metric) -> Option<Evidence> {
 
 /// The pod's threads wait for locks.
 fn lock(scene: &Scene<'_>, wait: Change) -> Option<Guess> {
-    if explains(more_work(&scene.view, Load::Felt), wait) {
+    if explains(more_work(&Scene::recent(scene.view), Load::Felt), wait) {
         // More threads at once wait longer for each other.
         return None;
     }
@@ -303,8 +303,8 @@ fn answers_late(scene: &Scene<'_>, peer: &Subject, calls: f64, wait: Change) -> 
 /// Both the pod and the peer only have more work than usual.
 fn is_crowded(scene: &Scene<'_>, peer: &Subject) -> bool {
     let peer = scene.peer(peer).filter(|(_, pod, _)| !pod.has_incident());
-    peer.is_some_and(|(_, _, view)| more_work(&view, Load::Felt).is_some())
-        && more_work(&scene.view, Load::Felt).is_some()
+    peer.is_some_and(|(_, _, view)| more_work(&Scene::recent(view), Load::Felt).is_some())
+        && more_work(&Scene::recent(scene.view), Load::Felt).is_some()
 }
 
 /// It does not get the CPU time that it needs.
