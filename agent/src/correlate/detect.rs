@@ -262,7 +262,8 @@ pub(super) enum Load {
     Felt,
 }
 
-/// More requests than usual, at the usual cost of CPU time for each.
+/// More requests than usual, and to be told of, at the usual cost of CPU time for each. Where the load is
+/// only felt, the cost is another matter: it pays for itself.
 pub(super) fn more_work(view: &View<'_>, load: Load) -> Option<Change> {
     let (z, ratio) = match load {
         Load::Told => (4.0, 1.5),
@@ -271,7 +272,8 @@ pub(super) fn more_work(view: &View<'_>, load: Load) -> Option<Change> {
     };
     let requests = view.change(Metric::Requests, None, Per::Second)?;
     let cost = view.change(Metric::Cpu, None, Per::Request);
-    let dearer = cost.is_some_and(|c| c.ratio() >= 1.3 && c.z() >= 3.0);
+    let told = !matches!(load, Load::Felt);
+    let dearer = told && cost.is_some_and(|c| c.ratio() >= 1.3 && c.z() >= 3.0);
     let more = requests.is_lifted(z, ratio)
         && requests.extra() >= 3.0
         && requests.base.values >= MIN_VALUES;

@@ -199,7 +199,7 @@ fn blamed(pod: &Pod) -> Option<(CauseKind, Option<Subject>)> {
 pub(super) fn is_only_load(scene: &Scene<'_>, ranking: &Ranking) -> Option<(f64, f64)> {
     let more = detect::more_work(&Scene::recent(scene.view), Load::Felt)?;
     let paid = ranking.causes.first().filter(|_| ranking.verdict == Verdict::Cause);
-    let paid = paid.filter(|c| c.share >= 0.4);
+    let paid = paid.filter(|c| c.share >= 0.4 && c.confidence >= 0.3);
     paid.is_none().then_some((more.base.median, more.now))
 }
 

@@ -176,13 +176,16 @@ fn no_cpu(scene: &Scene<'_>, wait: Change) -> Option<Guess> {
 fn neighbour<'a>(scene: &Scene<'a>) -> Option<(&'a Name, Change, View<'a>)> {
     /// Nanoseconds a second: a twentieth of a CPU.
     const MIN_EXTRA: f64 = 50e6;
-    // Who has more work at the same time as this pod shares its fate.
+    // Who has more work at the same time as this pod, which is most of why it needs more, shares its fate.
     let more = more_work(&Scene::recent(scene.view), Load::Felt).is_some();
     let others = scene.pods.iter().filter(|(name, _)| *name != scene.name);
     let grown = others.filter_map(|(name, pod)| {
         let view = scene.other(&pod.workload);
         let change = view.change(Metric::Cpu, None, Per::Second)?;
-        if more && more_work(&Scene::recent(view), Load::Felt).is_some() {
+        let requests = Scene::recent(view).change(Metric::Requests, None, Per::Second);
+        let fate =
+            requests.is_some_and(|r| r.is_lifted(2.5, 1.2) && r.ratio() >= 0.6 * change.ratio());
+        if more && fate {
             return None;
         }
         (change.is_lifted(4.0, 1.3) && change.extra() >= MIN_EXTRA).then_some((name, change, view))
