@@ -2,8 +2,12 @@
 
 use std::{env, error::Error, fs, path::PathBuf};
 
-const FILES: [&str; 3] =
-    ["podflame/v1/account.proto", "podflame/v1/profile.proto", "podflame/v1/profiler.proto"];
+const FILES: [&str; 4] = [
+    "podflame/v1/account.proto",
+    "podflame/v1/incident.proto",
+    "podflame/v1/profile.proto",
+    "podflame/v1/profiler.proto",
+];
 
 const RUNTIME: &str = "cri/runtime.proto";
 

@@ -7,8 +7,10 @@
 pub mod account;
 pub mod aggregate;
 pub mod attribute;
+pub mod baselines;
 pub mod clock;
 pub mod command;
+pub mod correlate;
 pub mod decode;
 pub mod doctor;
 pub mod event;

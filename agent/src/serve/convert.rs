@@ -1,5 +1,6 @@
 //! Between the agent's types and `podflame.v1`: the only place that knows both.
 
+pub mod incident;
 pub mod stream;
 
 use std::{
