@@ -13,7 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use hashbrown::HashMap;
+use hashbrown::{HashMap, HashSet};
 
 use crate::{
     attribute::{
@@ -56,6 +56,8 @@ pub struct Choice {
     pub containers: Vec<String>,
     /// Only this thread group.
     pub pid: Option<u32>,
+    /// No pod that is not known to take part, and not only none that is known not to.
+    pub strict: bool,
 }
 
 /// See the module.
@@ -67,6 +69,8 @@ pub struct Follower {
     cgroups: Cgroups,
     /// The cgroups of pods, containers and what they made below.
     known: HashMap<CgroupId, Known>,
+    /// Those that pods are made in, if [`Choice::strict`].
+    above: HashSet<CgroupId>,
     /// Those at and below [`Choice::path`].
     chosen: Vec<CgroupId>,
     walked: Option<Instant>,
@@ -107,6 +111,7 @@ impl Follower {
             pods: Arc::default(),
             cgroups: Cgroups::new(),
             known: HashMap::new(),
+            above: HashSet::new(),
             chosen: Vec::new(),
             walked: None,
             young: Vec::new(),
@@ -140,6 +145,7 @@ impl Follower {
                 Change::Made => self.young.push((*id, now)),
                 Change::Removed => {
                     self.young.retain(|(young, _)| young != id);
+                    self.above.remove(id);
                     if let Some(known) = self.known.get_mut(id) {
                         known.removed.get_or_insert(now);
                     }
@@ -195,6 +201,8 @@ impl Follower {
             if let Some(uid) = name.pod_uid {
                 let container = name.container_id.unwrap_or_default().into();
                 self.known.insert(id, Known { uid: uid.into(), container, removed: None });
+            } else if self.choice.strict && path::holds_pods(&path) {
+                self.above.insert(id);
             }
         }
         // One below the chosen path has its verdict from the kernel; it is listed at the next walk.
@@ -216,12 +224,13 @@ impl Follower {
             Ok(all) => all,
             Err(_) => return,
         };
-        let there: hashbrown::HashSet<CgroupId> = all.iter().copied().collect();
+        let there: HashSet<CgroupId> = all.iter().copied().collect();
         for (id, known) in &mut self.known {
             if !there.contains(id) {
                 known.removed.get_or_insert(now);
             }
         }
+        self.above.retain(|id| there.contains(id));
         for id in all {
             self.learn(id);
         }
@@ -230,10 +239,15 @@ impl Follower {
     fn verdicts(&self) -> Verdicts {
         let of = |known: &Known| {
             let pod = self.pods.by_uid(&known.uid);
-            if pod.is_some_and(|pod| !self.pods.is_profiled(pod)) {
+            if pod.map_or(self.choice.strict, |pod| !self.pods.is_profiled(pod)) {
                 return Some(Verdict::Except);
             }
-            let pod = pod.filter(|pod| self.choice.selected_pods && pod.selected)?;
+            if !self.choice.selected_pods {
+                // What it is in may be excepted. Below a chosen path, its own place there says it.
+                let keep = self.choice.strict && self.choice.path.is_none();
+                return keep.then_some(Verdict::Keep);
+            }
+            let pod = pod.filter(|pod| pod.selected)?;
             let names = &self.choice.containers;
             let container = || pod.container(&known.container);
             let fits = names.is_empty()
@@ -242,6 +256,7 @@ impl Follower {
         };
         let mut all: HashMap<CgroupId, Verdict> =
             self.chosen.iter().map(|id| (*id, Verdict::Keep)).collect();
+        all.extend(self.above.iter().map(|id| (*id, Verdict::Except)));
         all.extend(self.known.iter().filter_map(|(id, known)| Some((*id, of(known)?))));
         let mut all: Verdicts = all.into_iter().collect();
         // What is never to be stored comes first, if there is not room for all.

@@ -76,8 +76,9 @@ const MAX_CODES: usize = 65_536;
 /// 10 µs.
 const CODE_AGAIN_NS: u64 = 10_000_000_000;
 
-/// When a new process is read for the second time: later than a program takes to start.
-const YOUNG: Duration = Duration::from_millis(10);
+/// When a new process is read again: some live no longer than the first, and by the last a program has
+/// started.
+const YOUNG: [Duration; 2] = [Duration::from_millis(3), Duration::from_millis(10)];
 
 /// KiB of mappings, as text, that may wait for the resolver: those of some thousand processes.
 const SEEN_KIB: u32 = 16 << 10;
@@ -219,14 +220,14 @@ struct Witness {
     limits: Limits,
     python: PythonReader,
     unwinder: std::sync::mpsc::SyncSender<Told>,
-    /// Those to be read again, and when.
+    /// Those to be read again, and when; the next one first.
     young: VecDeque<(Instant, ProcessKey, CgroupId)>,
     /// For what waits for the resolver.
     room: Arc<Semaphore>,
 }
 
 impl Witness {
-    /// Reads processes until the collector is gone. A new one is read twice: at its first event it may
+    /// Reads processes until the collector is gone. A new one is read again: at its first event it may
     /// still be loading its libraries.
     async fn run(mut self, mut seen: mpsc::Receiver<Work>, read: mpsc::Sender<Work>) {
         loop {
@@ -256,7 +257,9 @@ impl Witness {
                             .and_then(|sighting| self.python.look(process, sighting));
                         if let Some(sighting) = &sighting {
                             self.tell_unwinder(process, cgroup, sighting);
-                            self.again(process, cgroup);
+                            for after in YOUNG {
+                                self.again(process, cgroup, after);
+                            }
                         }
                         let seen = Seen { sighting, facts, python };
                         Work::Sight(process, cgroup, with_room(seen, &self.room))
@@ -282,9 +285,11 @@ impl Witness {
         }
     }
 
-    fn again(&mut self, process: ProcessKey, cgroup: CgroupId) {
+    fn again(&mut self, process: ProcessKey, cgroup: CgroupId, after: Duration) {
         if self.young.len() < QUEUE {
-            self.young.push_back((Instant::now() + YOUNG, process, cgroup));
+            let due = Instant::now() + after;
+            let at = self.young.partition_point(|(other, ..)| *other <= due);
+            self.young.insert(at, (due, process, cgroup));
         }
     }
 
@@ -292,7 +297,7 @@ impl Witness {
         let told = Told { process, code: sighting.code(&self.limits), at: sighting.at() };
         if self.unwinder.try_send(told).is_err() {
             // It is busy with others. Reading the process again later costs less than waiting.
-            self.again(process, cgroup);
+            self.again(process, cgroup, YOUNG[1]);
         }
     }
 }

@@ -53,7 +53,7 @@ pub(crate) fn spec(container: &str, command: &[&str]) -> Result<Value> {
     Ok(json!({
         "terminationGracePeriodSeconds": 0,
         "containers": [{
-            "name": container, "image": "localhost/pause:1", "imagePullPolicy": "Never",
+            "name": container, "image": Node::image(), "imagePullPolicy": "Never",
             "command": [workloads.join(program)], "args": arguments, "volumeMounts": mounts,
         }],
         "volumes": volumes,
@@ -112,7 +112,7 @@ impl Drop for Objects<'_> {
 pub(crate) fn agent(node: &Node, arguments: &[&str]) -> Result<Agent> {
     let kubeconfig = node.kubeconfig();
     let kubeconfig = kubeconfig.to_str().context("a path in UTF-8")?;
-    let mut all = vec!["--signal", "cpu", "--kubernetes", "api", "--node-name", Node::NAME];
+    let mut all = vec!["--signal", "cpu", "--kubernetes", "api", "--node-name", node.name()];
     all.extend(["--kubeconfig", kubeconfig]);
     all.extend(arguments);
     Agent::start(&all)

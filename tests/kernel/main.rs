@@ -32,7 +32,7 @@ use podflame_tests::Node;
 type Test = (&'static str, fn() -> anyhow::Result<()>);
 
 fn main() -> ExitCode {
-    let tables: [(&str, &[Test]); 12] = [
+    let tables: [(&str, &[Test]); 13] = [
         ("account", account::TESTS),
         ("agent", agent::TESTS),
         ("attribution", attribution::TESTS),
@@ -40,6 +40,7 @@ fn main() -> ExitCode {
         ("faults", faults::TESTS),
         ("input", input::TESTS),
         ("kubernetes", kubernetes::TESTS),
+        ("kubernetes", kubernetes::OWN_NODE),
         ("perf_maps", perf_maps::TESTS),
         ("retransmit", retransmit::TESTS),
         ("shared", shared::TESTS),
@@ -49,8 +50,10 @@ fn main() -> ExitCode {
     let trials = tables.iter().flat_map(|(subject, tests)| {
         tests.iter().map(move |(name, test)| {
             let missing = if *subject == "kubernetes" { Node::missing() } else { None };
+            let given = std::ptr::eq(*tests, kubernetes::OWN_NODE) && Node::is_given();
             Trial::ignorable_test(format!("{subject}::{name}"), move || match missing {
                 Some(reason) => lacking(reason),
+                None if given => Ok(Completion::ignored_with("only on a node of the tests' own")),
                 None => run(*test),
             })
         })

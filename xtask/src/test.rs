@@ -72,7 +72,10 @@ fn prepare_kernel_tests(tests: &mut Command) -> Result<()> {
     )?;
     setup::apt(&["podman", "runc"], &["podman", "runc"])?;
     let tools = setup::python_tools()?;
-    if env::var_os("PODFLAME_TEST_KUBERNETES").is_some() {
+    if ["PODFLAME_TEST_KUBERNETES", "PODFLAME_TEST_KUBECONFIG"]
+        .iter()
+        .any(|v| env::var_os(v).is_some())
+    {
         setup::kubernetes_node()?;
     }
 

@@ -80,6 +80,14 @@ pub fn parse(path: &str) -> CgroupName<'_> {
     found
 }
 
+/// Whether pods are made in a cgroup of that path: `kubepods`, or one of its classes of quality.
+#[must_use]
+pub fn holds_pods(path: &str) -> bool {
+    let holds =
+        |name: &str| is_kubepods(without_class(name.strip_suffix(".slice").unwrap_or(name)));
+    parse(path).pod_uid.is_none() && path.split('/').any(holds)
+}
+
 /// Keeps the outermost unit, but goes one level into a user's manager.
 fn note_unit<'a>(found: &mut CgroupName<'a>, name: &'a str) {
     if !name.ends_with(".service") && !name.ends_with(".scope") {
@@ -136,12 +144,20 @@ fn pod_uid(name: &str, above: Above) -> Option<Cow<'_, str>> {
     // The runtime's part, where runc was given `<slice>:<runtime>:<CID>` and took it for a name.
     let slice = name.split_once(':').map_or(name, |(slice, _)| slice).strip_suffix(".slice")?;
     let (class, uid) = slice.rsplit_once("-pod")?;
-    let root = ["-burstable", "-besteffort"].iter().find_map(|c| class.strip_suffix(c));
-    let root = root.unwrap_or(class);
-    if (root != "kubepods" && !root.ends_with("-kubepods")) || !is_uid(uid, b'_') {
+    if !is_kubepods(without_class(class)) || !is_uid(uid, b'_') {
         return None;
     }
     Some(if uid.contains('_') { Cow::Owned(uid.replace('_', "-")) } else { Cow::Borrowed(uid) })
+}
+
+/// A name of the systemd driver without the class of quality at its end.
+fn without_class(name: &str) -> &str {
+    ["-burstable", "-besteffort"].iter().find_map(|c| name.strip_suffix(c)).unwrap_or(name)
+}
+
+/// Whether that is the root of all pods, with a `cgroupRoot` in front of it or not.
+fn is_kubepods(name: &str) -> bool {
+    name == "kubepods" || name.ends_with("-kubepods")
 }
 
 /// Whether that is a UUID with this separator, or the 32 digits of a static pod, in lower case.

@@ -275,3 +275,21 @@ fn part() -> impl Strategy<Value = String> {
         1 => any::<String>(),
     ]
 }
+
+#[test]
+fn where_pods_are_made() {
+    for (path, expected) in [
+        ("/kubepods", true),
+        ("/kubepods/burstable", true),
+        ("/node/kubepods/besteffort", true),
+        ("/kubepods.slice/kubepods-burstable.slice", true),
+        ("/kubelet.slice/kubelet-kubepods.slice/kubelet-kubepods-besteffort.slice", true),
+        ("/kubepods/pod{P}", false),
+        ("/kubepods.slice/kubepods-pod{P_}.slice/cri-containerd-{C}.scope", false),
+        ("/system.slice/kubelet.service", false),
+        ("/mykubepods", false),
+        ("/", false),
+    ] {
+        assert_eq!(holds_pods(&fill(path)), expected, "{path}");
+    }
+}

@@ -136,7 +136,7 @@ fn start(
     pods: Option<pods::Latest>,
     peers: Option<pods::LatestPeers>,
 ) -> anyhow::Result<Pipeline> {
-    let follower = args.filter.resolve(pods.clone())?;
+    let follower = args.filter.resolve(pods.clone(), args.privacy.opt_out)?;
     let options = Options {
         kernel: kernel::Config {
             frequency_hz: args.frequency,

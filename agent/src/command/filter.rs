@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::bail;
 
-use super::Usage;
+use super::{Usage, privacy::OptOut};
 use crate::{
     follow::{Choice, Follower},
     pods::{Latest, Policy},
@@ -62,8 +62,8 @@ impl Args {
     ///
     /// # Errors
     ///
-    /// If there is no such process or cgroup, or nobody names pods.
-    pub fn resolve(&self, pods: Option<Latest>) -> anyhow::Result<Follower> {
+    /// If there is no such process or cgroup, or nobody names pods though names are needed.
+    pub fn resolve(&self, pods: Option<Latest>, opt_out: OptOut) -> anyhow::Result<Follower> {
         if let Some(pid) = self.pid
             && !Path::new(&format!("/proc/{pid}")).exists()
         {
@@ -74,11 +74,16 @@ impl Args {
                 "nobody names pods: give --kubeconfig FILE, or run in a pod with a service account"
             );
         }
+        let strict = opt_out == OptOut::Strict;
+        if strict && pods.is_none() {
+            bail!("--opt-out strict: nobody tells which pods opted out: give --kubeconfig FILE");
+        }
         let choice = Choice {
             path: self.cgroup.clone(),
             selected_pods: self.by_pod(),
             containers: self.containers.clone(),
             pid: self.pid,
+            strict,
         };
         Ok(Follower::new(choice, pods)?)
     }

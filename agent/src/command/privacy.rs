@@ -18,9 +18,24 @@ pub struct Args {
     #[arg(long, value_name = "REGEX")]
     pub redact_hash: Vec<String>,
 
+    /// Which pods may be profiled when it is not known whether they opted out: all of them, or none
+    /// (strict), which profiles no pod while its source of names does not answer or may not be asked
+    #[arg(long, value_name = "HOW", env = "PODFLAME_OPT_OUT", value_enum, default_value_t = OptOut::Known)]
+    pub opt_out: OptOut,
+
     /// Key of the hashes, at least 32 bytes [default: one that ends with this process]
     #[arg(long, value_name = "FILE", env = "PODFLAME_REDACT_KEY")]
     pub redact_key: Option<PathBuf>,
+}
+
+/// What the annotation `podflame.dev/profile: "false"` of a pod or namespace does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum OptOut {
+    /// A pod is not profiled once it is known to have opted out.
+    #[default]
+    Known,
+    /// A pod is profiled once it is known not to have opted out.
+    Strict,
 }
 
 impl Args {

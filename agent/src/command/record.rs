@@ -236,7 +236,7 @@ async fn record(args: &Args) -> anyhow::Result<Recording> {
     {
         bail!("who names pods does not answer: {}", pods.borrow().state.last_failure);
     }
-    let follower = args.filter.resolve(pods.clone())?;
+    let follower = args.filter.resolve(pods.clone(), args.privacy.opt_out)?;
     let options = Options {
         kernel: kernel::Config {
             frequency_hz: args.frequency,

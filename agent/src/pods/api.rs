@@ -2,7 +2,7 @@
 //!
 //! kube's watcher lists in pages, watches with bookmarks, resumes where a broken stream ended, and
 //! lists anew only when the server forgot that place (410 Gone); failures are followed by a pause
-//! that doubles to 30 s, with jitter, so that the agents of a cluster do not come back all at once.
+//! that doubles to 30 s, with jitter ([`Pause`]), so that the agents of a cluster do not come back all at once.
 //!
 //! Beside it, the metadata of namespaces is watched, for their opt-outs; without the permission, only
 //! those of pods count.
@@ -31,6 +31,7 @@ use super::{
     Container, Error, Phase, Pod, Policy, Publisher,
     object::{Kind, MIRROR, Object},
     owner,
+    pause::Pause,
     policy::profiled,
     text,
 };
@@ -104,9 +105,9 @@ pub(super) async fn run(config: Config, node: String, policy: Policy, mut publis
     let namespaces = Api::<PartialObjectMeta<Namespace>>::all(client);
     let namespaces = kube::runtime::watcher(namespaces, watch);
     let mut events = std::pin::pin!(stream::select(
-        pods.default_backoff().map(|event| event.map(Told::Pod)).map_err(Failed::Pods),
+        pods.backoff(Pause::default()).map(|event| event.map(Told::Pod)).map_err(Failed::Pods),
         namespaces
-            .default_backoff()
+            .backoff(Pause::default())
             .map(|event| event.map(Told::Namespace))
             .map_err(Failed::Namespaces),
     ));

@@ -15,6 +15,7 @@ mod api;
 mod cri;
 mod object;
 mod owner;
+mod pause;
 mod peers;
 mod policy;
 mod selector;

@@ -24,6 +24,7 @@ use super::{
     Error,
     api::{self, PAGE, Pods, addresses, describe},
     object::{Kind, Object},
+    pause::Pause,
     spawn, text,
 };
 
@@ -145,16 +146,18 @@ async fn run(client: Client, publish: watch::Sender<Arc<Peers>>) {
 fn changes<K: Addressed>(client: Client) -> impl Stream<Item = Change> {
     // From the server's cache: a restart of all agents is no storm on its storage.
     let config = watcher::Config::default().any_semantic().page_size(PAGE);
-    kube::runtime::watcher(Api::<Object<K>>::all(client), config).default_backoff().map(|event| {
-        let what = match event {
-            Ok(Event::Init) => What::Begin,
-            Ok(Event::InitApply(object) | Event::Apply(object)) => there(&object),
-            Ok(Event::InitDone) => What::Complete,
-            Ok(Event::Delete(object)) => What::Gone(key(&object)),
-            Err(error) => What::Failed(describe(&error)),
-        };
-        (K::PEER, what)
-    })
+    kube::runtime::watcher(Api::<Object<K>>::all(client), config).backoff(Pause::default()).map(
+        |event| {
+            let what = match event {
+                Ok(Event::Init) => What::Begin,
+                Ok(Event::InitApply(object) | Event::Apply(object)) => there(&object),
+                Ok(Event::InitDone) => What::Complete,
+                Ok(Event::Delete(object)) => What::Gone(key(&object)),
+                Err(error) => What::Failed(describe(&error)),
+            };
+            (K::PEER, what)
+        },
+    )
 }
 
 fn there<K: Addressed>(object: &Object<K>) -> What {
