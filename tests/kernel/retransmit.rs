@@ -193,6 +193,14 @@ fn are_those_of_perf_and_snmp(address: &str, port: u16) -> Result<()> {
     for load in loads {
         load.finish(QUIET)?;
     }
+    // Each burst's end is lost by chance, and a busy machine sends few.
+    wait_for("some tail loss probes", QUIET, || {
+        if pair.sender.counter("TcpExt", "TCPLossProbes")? >= 5 {
+            return Ok(Some(()));
+        }
+        start(&["--pause-ms", "20"])?.finish(QUIET)?;
+        Ok(None)
+    })?;
     quiet(&pair, lossy)?;
     let (summary, profile) = recording.stop()?;
     let counted = perf.stop()?;
