@@ -1,5 +1,5 @@
-//! Serves what the agent has to programs: `podflame.v1` over gRPC, on a unix socket, with
-//! `grpc.health.v1` and reflection.
+//! Serves what the agent has to programs: `podflame.v1` over gRPC, on a unix socket and, if told to, over
+//! TCP with TLS, with `grpc.health.v1` and reflection.
 //!
 //! Two tasks: the [`hub`] owns all state, and the server asks it. They end when the batches end: each
 //! stream gets its final counts and a clean end. Not for rendering, which is [`crate::export`]'s.
@@ -8,12 +8,13 @@ pub mod convert;
 pub mod grpc;
 pub mod hub;
 pub mod listen;
+pub mod tls;
 
-use std::{fs, path::PathBuf, pin::pin, sync::Arc, time::Duration};
+use std::{fs, net::SocketAddr, path::PathBuf, pin::pin, sync::Arc, time::Duration};
 
 use podflame_proto::{DESCRIPTORS, v1::profiler_server::ProfilerServer};
 use tokio::{
-    sync::{mpsc, oneshot, watch},
+    sync::{Semaphore, mpsc, oneshot, watch},
     task::JoinHandle,
     time::timeout,
 };
@@ -29,7 +30,7 @@ use crate::{
     unwinder::Unwinding,
 };
 use grpc::MAX_REQUEST_BYTES;
-use listen::ListenError;
+use listen::{ListenError, Listener, MAX_CONNECTIONS, Tcp, TcpError};
 
 /// Where an agent is served and asked unless told otherwise.
 pub const DEFAULT_SOCKET: &str = "/run/podflame/podflame.sock";
@@ -57,6 +58,8 @@ const COMMANDS: usize = 64;
 pub struct Config {
     /// The unix socket.
     pub socket: PathBuf,
+    /// The TCP port, if any.
+    pub tcp: Option<Tcp>,
     /// How finely samples are remembered.
     pub window: Duration,
     /// How long they are remembered.
@@ -86,6 +89,7 @@ impl Config {
         };
         Self {
             socket,
+            tcp: None,
             window: Duration::from_secs(10),
             retention: Duration::from_mins(15),
             max_bytes: 64 << 20,
@@ -136,6 +140,9 @@ pub enum ServeError {
     /// The socket.
     #[error(transparent)]
     Listen(#[from] ListenError),
+    /// The TCP port.
+    #[error(transparent)]
+    Tcp(#[from] TcpError),
     /// The description of the API, built in.
     #[error("the API's descriptors: {0}")]
     Reflection(#[from] tonic_reflection::server::Error),
@@ -149,7 +156,11 @@ pub enum ServeError {
 
 /// A server that runs.
 #[derive(Debug)]
-pub struct Server(JoinHandle<Result<(), ServeError>>);
+pub struct Server {
+    task: JoinHandle<Result<(), ServeError>>,
+    /// Where it listens on TCP, if it does.
+    pub tcp: Option<SocketAddr>,
+}
 
 impl Server {
     /// Waits until the server ends, which it does by itself only if it fails. May be given up and
@@ -158,7 +169,7 @@ impl Server {
     /// # Errors
     /// When the server failed.
     pub async fn failed(&mut self) -> Result<(), ServeError> {
-        (&mut self.0).await?
+        (&mut self.task).await?
     }
 
     /// Waits until the batches have ended and the clients have read the end of their streams, but for
@@ -167,7 +178,7 @@ impl Server {
     /// # Errors
     /// When the server failed.
     pub async fn finished(self) -> Result<(), ServeError> {
-        self.0.await?
+        self.task.await?
     }
 }
 
@@ -180,6 +191,8 @@ pub fn spawn(
     batches: mpsc::Receiver<Arc<Batch>>,
     status: watch::Receiver<Status>,
 ) -> Result<Server, ServeError> {
+    let tcp = config.tcp.as_ref().map(Tcp::bind).transpose()?;
+    let address = tcp.as_ref().and_then(Listener::tcp_address);
     let (listener, file) = listen::bind(&config.socket)?;
     let reflection = || {
         tonic_reflection::server::Builder::configure()
@@ -195,7 +208,11 @@ pub fn spawn(
     let profiler = ProfilerServer::new(profiler).max_decoding_message_size(MAX_REQUEST_BYTES);
 
     let (accepted, incoming) = mpsc::channel(1);
-    tokio::spawn(listen::accept(listener, accepted));
+    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    for listener in [Some(Listener::Unix(listener)), tcp].into_iter().flatten() {
+        tokio::spawn(listen::accept(listener, Arc::clone(&places), accepted.clone()));
+    }
+    drop(accepted);
     let (stop, stopped) = oneshot::channel();
     let (health, health_service) = tonic_health::server::health_reporter();
     let router = Transport::builder()
@@ -228,8 +245,10 @@ pub fn spawn(
         }
         Ok(())
     };
-    Ok(Server(tokio::spawn(task)))
+    Ok(Server { task: tokio::spawn(task), tcp: address })
 }
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tls_tests;

@@ -1,6 +1,6 @@
 //! `podflame agent`: the daemon. Profiles the node and serves what it finds until it is told to stop.
 
-use std::{path::PathBuf, time::Duration};
+use std::time::Duration;
 
 use anyhow::Context;
 use tokio::{
@@ -11,7 +11,7 @@ use tracing::{error, info, warn};
 
 use crate::{
     attribute::Attributor,
-    command::{Exit, doctor, filter, kubernetes, privacy, record::probes},
+    command::{Exit, doctor, filter, kubernetes, listen, privacy, record::probes},
     event::Probe,
     kernel::{self, ProbeState, perf::FAULT_HZ},
     pipeline::{Options, Pipeline},
@@ -33,13 +33,16 @@ Examples:
       profile the node, serve on /run/podflame/podflame.sock
   podflame agent --frequency 49 --flush-ms 200 --socket /tmp/podflame/podflame.sock
       fewer samples, sooner at the clients, on another socket
+  podflame agent --listen 0.0.0.0:7443 --tls-cert tls.crt --tls-key tls.key \\
+      --tls-client-ca ca.crt --allow-client oncall.example
+      serve clients on the network that have a certificate of that name
 
 SIGTERM and Ctrl-C end it: clients get the final counts and a clean end of their streams.
 Exit status: 0 ended as told, 1 failed, 2 wrong usage.")]
 pub struct Args {
-    /// Unix socket to serve on; its directory is made for the owner alone
-    #[arg(long, value_name = "PATH", env = "PODFLAME_SOCKET", default_value = serve::DEFAULT_SOCKET)]
-    pub socket: PathBuf,
+    /// Where to serve, and whom
+    #[command(flatten)]
+    pub listen: listen::Args,
 
     /// On-CPU samples a second on each CPU, in Hz
     #[arg(long, short = 'F', value_name = "HZ", env = "PODFLAME_FREQUENCY", default_value_t = 99, value_parser = clap::value_parser!(u32).range(1..=1000))]
@@ -96,7 +99,8 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
 async fn serve_until_told(args: &Args, signals: &[Signal]) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("wait for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("wait for Ctrl-C")?;
-    let mut config = serve::Config::new(args.socket.clone());
+    let mut config = serve::Config::new(args.listen.socket.clone());
+    config.tcp = args.listen.tcp()?;
     config.retention = Duration::from_secs(60 * args.retention);
     config.max_bytes = usize::try_from(args.memory << 20).unwrap_or(usize::MAX);
     let (batches, published) = mpsc::channel(BATCHES);
@@ -114,7 +118,10 @@ async fn serve_until_told(args: &Args, signals: &[Signal]) -> anyhow::Result<()>
     if let Some(pods) = pods {
         tokio::spawn(tell_state(pods, status));
     }
-    info!(socket = %args.socket.display(), cpus = pipeline.cpus, "profiling");
+    if let Some(address) = server.tcp {
+        info!(%address, tls = args.listen.tls_cert.is_some(), "listening");
+    }
+    info!(socket = %args.listen.socket.display(), cpus = pipeline.cpus, "profiling");
     tokio::select! {
         _ = terminate.recv() => info!("SIGTERM: stopping"),
         _ = interrupt.recv() => info!("Ctrl-C: stopping"),

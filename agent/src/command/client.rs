@@ -1,8 +1,9 @@
 //! What the commands that ask an agent share: how to reach it, what to select, and how to say it.
 
 use std::{
+    fs,
     io::{self, Write as _},
-    path::Path,
+    path::{Path, PathBuf},
     time::Duration,
 };
 
@@ -10,7 +11,7 @@ use anyhow::{Context as _, anyhow, bail};
 use clap::builder::{PossibleValuesParser, TypedValueParser as _};
 use podflame_proto::v1::{self, profiler_client::ProfilerClient};
 use serde::Serialize;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
 
 use crate::{profile::Signal, serve::convert::to_signal};
 
@@ -20,7 +21,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Which agent to ask.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Connect {
-    /// The agent to ask, as `unix://PATH`.
+    /// The agent to ask, as `unix://PATH`, `https://HOST:PORT` or, on this machine,
+    /// `http://127.0.0.1:PORT`.
     #[arg(
         long = "connect",
         value_name = "URL",
@@ -28,6 +30,15 @@ pub struct Connect {
         default_value = "unix:///run/podflame/podflame.sock"
     )]
     pub url: String,
+    /// Authorities of the agent's certificate (PEM), for https.
+    #[arg(long, value_name = "FILE", env = "PODFLAME_CLIENT_CA")]
+    pub ca: Option<PathBuf>,
+    /// Certificate to show to the agent (PEM), for https.
+    #[arg(long, value_name = "FILE", env = "PODFLAME_CLIENT_CERT", requires = "key")]
+    pub cert: Option<PathBuf>,
+    /// Its private key (PEM).
+    #[arg(long, value_name = "FILE", env = "PODFLAME_CLIENT_KEY", requires = "cert")]
+    pub key: Option<PathBuf>,
 }
 
 impl Connect {
@@ -37,15 +48,7 @@ impl Connect {
     /// When no agent answers, with what to do about it.
     pub async fn profiler(&self) -> anyhow::Result<ProfilerClient<Channel>> {
         let url = &self.url;
-        let path = url.strip_prefix("unix:").map(|p| p.strip_prefix("//").unwrap_or(p));
-        let Some(path) = path.filter(|p| Path::new(p).is_absolute()) else {
-            bail!(
-                "--connect {url}: name the agent's socket, as unix:///run/podflame/podflame.sock"
-            );
-        };
-        let endpoint = Endpoint::try_from(format!("unix://{path}"))
-            .with_context(|| format!("--connect {url}"))?
-            .connect_timeout(CONNECT_TIMEOUT);
+        let endpoint = self.endpoint()?.connect_timeout(CONNECT_TIMEOUT);
         let channel = endpoint.connect().await.map_err(|error| {
             let cause = anyhow!(error).root_cause().to_string();
             anyhow!(
@@ -54,6 +57,45 @@ impl Connect {
             )
         })?;
         Ok(ProfilerClient::new(channel))
+    }
+
+    fn endpoint(&self) -> anyhow::Result<Endpoint> {
+        let url = &self.url;
+        let bad = || format!("--connect {url}");
+        if let Some(path) = url.strip_prefix("unix:").map(|p| p.strip_prefix("//").unwrap_or(p))
+            && Path::new(path).is_absolute()
+        {
+            return Endpoint::try_from(format!("unix://{path}")).with_context(bad);
+        }
+        if url.starts_with("https://") {
+            let endpoint = Endpoint::from_shared(url.clone()).with_context(bad)?;
+            return endpoint.tls_config(self.tls()?).with_context(bad);
+        }
+        if let Some(address) = url.strip_prefix("http://") {
+            let address = address.trim_end_matches('/').parse::<std::net::SocketAddr>();
+            if address.is_ok_and(|address| address.ip().is_loopback()) {
+                return Endpoint::from_shared(url.clone()).with_context(bad);
+            }
+        }
+        bail!(
+            "--connect {url}: name the agent's socket, as unix:///run/podflame/podflame.sock, or its \
+             port, as https://HOST:PORT (http only for 127.0.0.1 and ::1)"
+        )
+    }
+
+    fn tls(&self) -> anyhow::Result<ClientTlsConfig> {
+        let read = |path: &Path| fs::read(path).with_context(|| path.display().to_string());
+        let Some(ca) = &self.ca else {
+            bail!(
+                "--connect {}: give --ca FILE, the authority of the agent's certificate",
+                self.url
+            );
+        };
+        let mut tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(read(ca)?));
+        if let (Some(cert), Some(key)) = (&self.cert, &self.key) {
+            tls = tls.identity(Identity::from_pem(read(cert)?, read(key)?));
+        }
+        Ok(tls)
     }
 
     /// What to tell of a call that failed.
@@ -236,7 +278,7 @@ mod tests {
     #[test]
     fn an_agent_that_does_not_answer_is_named_with_the_remedy() {
         let ask = |url: &str| {
-            let connect = Connect { url: url.into() };
+            let connect = Connect { url: url.into(), ca: None, cert: None, key: None };
             block_on(async { connect.profiler().await.map(drop) }).unwrap_err().to_string()
         };
         let error = ask("unix:///nonexistent/a.sock");
@@ -246,6 +288,8 @@ mod tests {
         );
         assert!(error.contains("podflame agent") && error.contains("--connect"), "{error}");
         assert!(ask("http://localhost:1").contains("name the agent's socket"));
+        assert!(ask("http://10.0.0.1:1").contains("http only for 127.0.0.1"));
+        assert!(ask("https://localhost:1").contains("--ca FILE"));
         assert!(ask("unix:relative").contains("name the agent's socket"));
     }
 }

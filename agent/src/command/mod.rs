@@ -11,6 +11,7 @@ pub mod doctor;
 pub mod filter;
 pub mod flamegraph;
 pub mod kubernetes;
+pub mod listen;
 pub mod privacy;
 pub mod record;
 pub mod status;

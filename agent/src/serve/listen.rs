@@ -1,11 +1,12 @@
-//! The unix socket, and what may come in through it.
+//! The unix socket and the TCP port, and what may come in through them.
 //!
-//! A connection takes a place only once it has sent the HTTP/2 preface, so that silent or foreign
-//! connections cannot keep a client out.
+//! A connection takes a place only once it has sent the HTTP/2 preface, over TCP after its TLS handshake,
+//! so that silent or foreign connections cannot keep a client out.
 
 use std::{
     collections::VecDeque,
     fs, io,
+    net::SocketAddr as TcpAddr,
     os::unix::{
         fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt},
         net::SocketAddr,
@@ -19,11 +20,14 @@ use std::{
 
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf},
-    net::{UnixListener, UnixStream},
+    net::{TcpListener, TcpStream, UnixListener, UnixStream},
     sync::{OwnedSemaphorePermit, Semaphore, mpsc},
     task::{AbortHandle, JoinSet},
 };
+use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tonic::transport::server::Connected;
+
+use super::tls::{Tls, TlsError};
 
 /// Most connections that speak HTTP/2. Each takes a file descriptor and some 100 KiB.
 pub const MAX_CONNECTIONS: usize = 128;
@@ -31,7 +35,7 @@ pub const MAX_CONNECTIONS: usize = 128;
 /// Most connections that have not sent the preface yet; the oldest makes room for the next.
 pub const MAX_SILENT: usize = 128;
 
-/// A connection that has not sent the preface in this time is closed.
+/// A connection that has not shaken hands and sent the preface in this time is closed.
 pub const PREFACE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long to leave the listener alone when the system has no descriptor or memory for a connection.
@@ -52,6 +56,137 @@ pub enum ListenError {
     /// The system refuses.
     #[error("{0}: cannot {1}: {2}: choose a socket path that this user can write to")]
     System(PathBuf, &'static str, #[source] io::Error),
+}
+
+/// Why a TCP port cannot be served.
+#[derive(Debug, thiserror::Error)]
+pub enum TcpError {
+    /// Anyone on the network could ask.
+    #[error(
+        "--listen {0}: anyone could ask there: give --tls-cert, --tls-key and --tls-client-ca \
+         (or --insecure-loopback for 127.0.0.1 and ::1 alone)"
+    )]
+    Open(TcpAddr),
+    /// The certificates.
+    #[error("TLS: {0}")]
+    Tls(#[from] TlsError),
+    /// The system refuses.
+    #[error("--listen {0}: {1}: choose another port")]
+    System(TcpAddr, #[source] io::Error),
+}
+
+/// How to listen on TCP.
+#[derive(Clone, Debug)]
+pub struct Tcp {
+    /// The address and port.
+    pub address: TcpAddr,
+    /// Who may ask; anyone on this machine if there is none, which is for loopback alone.
+    pub tls: Option<Arc<Tls>>,
+}
+
+impl Tcp {
+    /// Listens.
+    ///
+    /// # Errors
+    /// When anyone on the network could ask, or the system refuses.
+    pub fn bind(&self) -> Result<Listener, TcpError> {
+        if self.tls.is_none() && !self.address.ip().is_loopback() {
+            return Err(TcpError::Open(self.address));
+        }
+        let fail = |error| TcpError::System(self.address, error);
+        let listener = std::net::TcpListener::bind(self.address).map_err(fail)?;
+        listener.set_nonblocking(true).map_err(fail)?;
+        let listener = TcpListener::from_std(listener).map_err(fail)?;
+        Ok(Listener::Tcp(listener, self.tls.clone()))
+    }
+}
+
+/// Where connections come in.
+#[derive(Debug)]
+pub enum Listener {
+    /// Those of this user.
+    Unix(UnixListener),
+    /// Those that TLS lets in; all if there is none.
+    Tcp(TcpListener, Option<Arc<Tls>>),
+}
+
+impl Listener {
+    /// The address and port, of TCP.
+    #[must_use]
+    pub fn tcp_address(&self) -> Option<TcpAddr> {
+        match self {
+            Self::Unix(_) => None,
+            Self::Tcp(listener, _) => listener.local_addr().ok(),
+        }
+    }
+
+    /// The next connection, which has said nothing yet.
+    async fn accept(&self) -> io::Result<Raw> {
+        Ok(match self {
+            Self::Unix(listener) => Raw::Unix(listener.accept().await?.0),
+            Self::Tcp(listener, tls) => {
+                let (stream, from) = listener.accept().await?;
+                stream.set_nodelay(true)?;
+                Raw::Tcp(stream, from, tls.clone())
+            }
+        })
+    }
+}
+
+/// A connection that has said nothing yet.
+enum Raw {
+    Unix(UnixStream),
+    Tcp(TcpStream, TcpAddr, Option<Arc<Tls>>),
+}
+
+impl Raw {
+    /// Shakes hands; `None` if the other end cannot or may not.
+    async fn greet(self) -> Option<Stream> {
+        match self {
+            Self::Unix(stream) => Some(Stream::Unix(stream)),
+            Self::Tcp(stream, _, None) => Some(Stream::Tcp(stream)),
+            Self::Tcp(stream, from, Some(tls)) => {
+                let shaken = TlsAcceptor::from(tls.config()).accept(stream).await;
+                let stream = shaken
+                    .inspect_err(|error| tracing::debug!(%from, %error, "no TLS handshake"))
+                    .ok()?;
+                let may = tls.allows(stream.get_ref().1.peer_certificates());
+                if !may {
+                    tracing::debug!(%from, "a client whose name is not on the list");
+                }
+                may.then(|| Stream::Tls(Box::new(stream)))
+            }
+        }
+    }
+}
+
+/// What a connection speaks over.
+#[derive(Debug)]
+enum Stream {
+    Unix(UnixStream),
+    Tcp(TcpStream),
+    Tls(Box<TlsStream<TcpStream>>),
+}
+
+/// Does the same with whatever it is.
+macro_rules! each {
+    ($stream:expr, $inner:ident => $do:expr) => {
+        match $stream {
+            Stream::Unix($inner) => $do,
+            Stream::Tcp($inner) => $do,
+            Stream::Tls($inner) => $do,
+        }
+    };
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        to: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        each!(self.get_mut(), stream => Pin::new(stream).poll_read(cx, to))
+    }
 }
 
 /// The file of a socket that is listened on, removed at the end.
@@ -126,7 +261,7 @@ pub fn bind(path: &Path) -> Result<(UnixListener, SocketFile), ListenError> {
 /// A connection that speaks HTTP/2.
 #[derive(Debug)]
 pub struct Connection {
-    stream: UnixStream,
+    stream: Stream,
     /// What is left of the preface, which was read already.
     preface: &'static [u8],
     _place: OwnedSemaphorePermit,
@@ -160,21 +295,25 @@ impl AsyncWrite for Connection {
         cx: &mut Context<'_>,
         from: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, from)
+        each!(&mut self.stream, stream => Pin::new(stream).poll_write(cx, from))
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
+        each!(&mut self.stream, stream => Pin::new(stream).poll_flush(cx))
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+        each!(&mut self.stream, stream => Pin::new(stream).poll_shutdown(cx))
     }
 }
 
 /// Accepts connections until nobody takes them any more.
-pub async fn accept(listener: UnixListener, connections: mpsc::Sender<io::Result<Connection>>) {
-    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+/// `places` are [`MAX_CONNECTIONS`], whatever they come in by.
+pub async fn accept(
+    listener: Listener,
+    places: Arc<Semaphore>,
+    connections: mpsc::Sender<io::Result<Connection>>,
+) {
     let mut silent = JoinSet::new();
     let mut oldest: VecDeque<AbortHandle> = VecDeque::new();
     loop {
@@ -192,12 +331,12 @@ pub async fn accept(listener: UnixListener, connections: mpsc::Sender<io::Result
                 }
             }
             accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => {
+                Ok(raw) => {
                     oldest.retain(|task| !task.is_finished());
                     if oldest.len() >= MAX_SILENT && let Some(task) = oldest.pop_front() {
                         task.abort();
                     }
-                    oldest.push_back(silent.spawn(greeted(stream)));
+                    oldest.push_back(silent.spawn(greeted(raw)));
                 }
                 Err(error) => {
                     tracing::warn!(%error, "cannot accept a connection");
@@ -209,8 +348,12 @@ pub async fn accept(listener: UnixListener, connections: mpsc::Sender<io::Result
 }
 
 /// The stream, once it has sent the preface; `None` if it sends something else, or nothing in time.
-async fn greeted(mut stream: UnixStream) -> Option<UnixStream> {
-    let mut preface = [0; PREFACE.len()];
-    let read = tokio::time::timeout(PREFACE_TIMEOUT, stream.read_exact(&mut preface)).await;
-    (matches!(read, Ok(Ok(_))) && preface == *PREFACE).then_some(stream)
+async fn greeted(raw: Raw) -> Option<Stream> {
+    let greeted = async {
+        let mut stream = raw.greet().await?;
+        let mut preface = [0; PREFACE.len()];
+        stream.read_exact(&mut preface).await.ok()?;
+        (preface == *PREFACE).then_some(stream)
+    };
+    tokio::time::timeout(PREFACE_TIMEOUT, greeted).await.ok().flatten()
 }
