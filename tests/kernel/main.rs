@@ -14,6 +14,7 @@ mod cpu;
 mod faults;
 mod input;
 mod kubernetes;
+mod network;
 mod perf_maps;
 mod python;
 mod record;
@@ -32,7 +33,7 @@ use podflame_tests::Node;
 type Test = (&'static str, fn() -> anyhow::Result<()>);
 
 fn main() -> ExitCode {
-    let tables: [(&str, &[Test]); 13] = [
+    let tables: [(&str, &[Test]); 14] = [
         ("account", account::TESTS),
         ("agent", agent::TESTS),
         ("attribution", attribution::TESTS),
@@ -41,6 +42,7 @@ fn main() -> ExitCode {
         ("input", input::TESTS),
         ("kubernetes", kubernetes::TESTS),
         ("kubernetes", kubernetes::OWN_NODE),
+        ("network", network::TESTS),
         ("perf_maps", perf_maps::TESTS),
         ("retransmit", retransmit::TESTS),
         ("shared", shared::TESTS),
