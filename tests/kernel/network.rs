@@ -65,7 +65,7 @@ fn clients_need_a_certificate() -> Result<()> {
     ensure!(status.status.success(), "{}", String::from_utf8_lossy(&status.stderr));
     let status: Value = serde_json::from_slice(&status.stdout)?;
     let probes = status["probes"].as_array().context("no probes")?;
-    assert!(probes.iter().any(|probe| probe["account"]["active"] == true), "{status}");
+    assert!(probes.iter().any(|probe| probe["active"] == true), "{status}");
     for name in [None, Some("other.example")] {
         let refused = ask(&["status"], name)?;
         let error = String::from_utf8_lossy(&refused.stderr);

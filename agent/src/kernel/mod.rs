@@ -152,30 +152,15 @@ pub struct Kernel {
     links: Vec<(Probe, BtfTracePointLinkId)>,
     states: Vec<(Probe, ProbeState)>,
     cpus: Vec<u32>,
-    runs: [Runs; Probe::ALL.len()],
     /// The cgroups whose verdict was set, and is to be taken back.
     judged: HashSet<CgroupId>,
 }
 
-/// The kernel's own count of a program's runs, as long as it can be compared with ours: something
-/// must have `BPF_ENABLE_STATS` on from the start to the end.
-#[derive(Clone, Copy, Debug, Default)]
-struct Runs {
-    hits: u64,
-    count: u64,
-    missed: bool,
-}
-
-impl Runs {
-    /// Takes a reading; returns the count if it can be compared with `hits`.
-    fn read(&mut self, hits: u64, count: u64, cpus: usize) -> Option<u64> {
-        // One run a CPU can have counted its hit and not its end.
-        let uncounted =
-            hits.saturating_sub(self.hits).saturating_sub(count - self.count.min(count));
-        self.missed |= uncounted > cpus as u64;
-        (self.hits, self.count) = (hits, count);
-        (count > 0 && !self.missed).then_some(count)
-    }
+/// The kernel's own count of a program's runs, read after ours, if it can be compared with ours: something
+/// must have had `BPF_ENABLE_STATS` on all the time.
+fn comparable(hits: u64, count: u64, cpus: usize) -> Option<u64> {
+    // One run a CPU can have counted its hit and not its end. More that are not counted never will be.
+    (count > 0 && hits <= count + cpus as u64).then_some(count)
 }
 
 const COUNTER_WORDS: usize = size_of::<Counters>() / 8;
@@ -236,7 +221,6 @@ impl Kernel {
             links: Vec::new(),
             states: Vec::new(),
             cpus,
-            runs: [Runs::default(); Probe::ALL.len()],
             judged: HashSet::new(),
             config,
         };
@@ -440,11 +424,6 @@ impl Kernel {
         accounts: &mut [ProbeAccount; Probe::ALL.len()],
     ) -> Result<(), KernelError> {
         for (&probe, account) in Probe::ALL.iter().zip(accounts) {
-            let stats = self
-                .ebpf
-                .program(program_name(probe))
-                .and_then(|program| program.fd().ok())
-                .and_then(|fd| run_stats(fd.as_fd()));
             let per_cpu = self
                 .counters
                 .get(&u32::from(probe as u8), 0)
@@ -453,9 +432,13 @@ impl Kernel {
                 per_cpu.iter().map(|words: &[u64; COUNTER_WORDS]| transmute!(*words)).collect();
             account.set_kernel(&account::sum(&counters));
             account.active = self.state(probe) == &ProbeState::Active;
-            let runs = &mut self.runs[probe as usize];
+            let stats = self
+                .ebpf
+                .program(program_name(probe))
+                .and_then(|program| program.fd().ok())
+                .and_then(|fd| run_stats(fd.as_fd()));
             account.run_count =
-                stats.and_then(|(count, _)| runs.read(account.hits, count, self.cpus.len()));
+                stats.and_then(|(count, _)| comparable(account.hits, count, self.cpus.len()));
             account.run_time_ns = account.run_count.and(stats).map(|(_, time)| time);
         }
         Ok(())
@@ -587,15 +570,10 @@ mod tests {
 
     #[test]
     fn runs_are_compared_only_while_the_kernel_counts_them_all() {
-        let mut always = Runs::default();
-        assert_eq!(always.read(0, 0, 2), None);
-        assert_eq!(always.read(10, 9, 2), Some(9), "one is on its way");
-        assert_eq!(always.read(20, 20, 2), Some(20));
-        let mut late = Runs::default();
-        assert_eq!(late.read(100, 0, 2), None);
-        assert_eq!(late.read(200, 100, 2), None);
-        let mut ended = Runs::default();
-        assert_eq!(ended.read(100, 100, 2), Some(100));
-        assert_eq!(ended.read(200, 100, 2), None);
+        assert_eq!(comparable(0, 0, 2), None);
+        assert_eq!(comparable(10, 9, 2), Some(9), "one is on its way");
+        assert_eq!(comparable(20, 20, 2), Some(20));
+        assert_eq!(comparable(20, 25, 2), Some(25), "it went on while they were read");
+        assert_eq!(comparable(200, 100, 2), None, "it began late, or ended early");
     }
 }
