@@ -67,7 +67,13 @@ fn node_names_its_functions() -> Result<()> {
     let script = "function fib(n) { return n < 2 ? n : fib(n - 1) + fib(n - 2) }
         function sorts() { [...Array(1000).keys()].sort((a, b) => b - a) }
         for (;;) { fib(20); sorts(); }";
-    let mapped = Mapped::start(Command::new("node").args(["--perf-basic-prof", "-e", script]))?;
+    let mapped = Mapped::start(Command::new("node").args([
+        "--perf-basic-prof",
+        "--logfile=/dev/null",
+        "--no-logfile-per-isolate",
+        "-e",
+        script,
+    ]))?;
     let recorded = mapped.record()?;
     // What is called in a loop may become a part of the script's own code.
     let [fib, all] = ["fib [eval]", "[eval]"].map(|name| with(&recorded, name));
