@@ -21,7 +21,6 @@ pub mod fold;
 pub mod follow;
 pub mod intern;
 pub mod kernel;
-pub mod measure;
 pub mod pipeline;
 pub mod pods;
 pub mod profile;
